@@ -1,0 +1,1 @@
+"""Gives signed releases to the fleet and takes them back, one modality at a time."""

@@ -1,0 +1,1 @@
+"""Beside the line: sensors to windows to embeddings to scores and alarms. Never torch."""

@@ -1,0 +1,137 @@
+"""The device file: one TOML file that says what one agent watches, where it reports and when it raises an alarm."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from lineside.config import Config
+from lineside.mqtt import BrokerConfig
+
+SourceKind = Literal["camera", "microphone", "series", "replay", "simulation"]
+Modality = Literal["camera", "microphone", "series"]
+
+
+class DeviceSettings(Config, frozen=True):
+    """Who this device is; `state_dir` keeps outbox, slots and commissioning (relative to the file's folder)."""
+
+    id: str
+    site: str
+    station: str
+    state_dir: str = "state"
+    evidence: bool = False
+    allow_fault_injection: bool = False
+
+    def __post_init__(self) -> None:
+        for name in (self.id, self.site):
+            if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,62}", name):
+                raise ValueError(f"{name!r} is no name for a topic: use a-z, 0-9, '.', '_', '-'")
+
+
+class SensorSettings(Config, frozen=True):
+    """One sensor: `source` is a row of edge.sensors.SENSORS, `device` what it opens.
+
+    camera: index (`0`), file, RTSP/HTTP URL or GStreamer string. microphone: name or number of a PortAudio device
+    (empty: the default one). series: a CSV file or named pipe with one row a sample. replay: an MCAP recording, with
+    `recorded` naming the sensor in it and `loop` to begin again at its end. simulation: no device; `product` and
+    `seed` choose the simulated line's run.
+    """
+
+    name: str
+    modality: Modality
+    source: SourceKind
+    device: str = ""
+    rate_hz: float = 0.0
+    channels: int = 1
+    width: int = 0
+    height: int = 0
+    recorded: str = ""
+    loop: bool = True
+    product: str = "a"
+    seed: int = 1
+    stall_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        own = {"camera": "camera", "microphone": "microphone", "series": "series"}.get(self.source)
+        if own is not None and own != self.modality:
+            raise ValueError(f"source {self.source!r} gives modality {own!r}, not {self.modality!r}")
+        if self.source in {"series", "replay"} and not self.device:
+            raise ValueError(f"source {self.source!r} needs `device`, the file to read")
+        if not re.fullmatch(r"[a-z][a-z0-9_-]{0,30}", self.name):
+            raise ValueError(f"{self.name!r} is no sensor name: use a-z, 0-9, '_', '-', a letter first")
+
+
+class WindowSettings(Config, frozen=True):
+    """Length and hop of windows, in seconds."""
+
+    length_s: float = 1.0
+    hop_s: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.hop_s <= self.length_s:
+            raise ValueError("hop_s must be above 0 and at most length_s")
+
+
+class CommissioningSettings(Config, frozen=True):
+    """What `normal` is learned from: a recording, or the first `minutes` of live running."""
+
+    recording: str = ""
+    minutes: float = 5.0
+    coreset: int = 128
+
+
+class AlarmSettings(Config, frozen=True):
+    """An anomaly alarm is raised when `raise_count` of the last `of` moments have p <= `p_limit`.
+
+    It is cleared after `clear_count` moments in a row above `p_clear`. A sensor alarm is raised after
+    `sensor_count` flagged or missing windows in a row and cleared after as many good ones.
+    """
+
+    p_limit: float = 0.01
+    raise_count: int = 5
+    of: int = 6
+    p_clear: float = 0.05
+    clear_count: int = 6
+    sensor_count: int = 3
+
+    def __post_init__(self) -> None:
+        if not 0 < self.p_limit <= self.p_clear < 1:
+            raise ValueError("p_limit must be above 0 and at most p_clear, p_clear below 1")
+        if not 1 <= self.raise_count <= self.of:
+            raise ValueError("raise_count must be at least 1 and at most `of`")
+
+
+class RepositorySettings(Config, frozen=True):
+    """The signed repository: its URL, the trusted first root (a file), and how often to look for news."""
+
+    url: str = ""
+    root: str = "root.json"
+    poll_s: float = 300.0
+
+
+class OutboxSettings(Config, frozen=True):
+    """Bounds of the outbox; beyond them embeddings are dropped first, then scores, never alarms."""
+
+    max_mb: float = 256.0
+    window: int = 512
+    resend_s: float = 5.0
+
+
+class DeviceConfig(Config, frozen=True):
+    """The whole device file."""
+
+    device: DeviceSettings
+    sensors: list[SensorSettings]
+    broker: BrokerConfig = BrokerConfig()
+    repository: RepositorySettings = RepositorySettings()
+    windows: WindowSettings = WindowSettings()
+    commissioning: CommissioningSettings = CommissioningSettings()
+    alarm: AlarmSettings = AlarmSettings()
+    outbox: OutboxSettings = OutboxSettings()
+
+    def __post_init__(self) -> None:
+        names = [sensor.name for sensor in self.sensors]
+        if not names:
+            raise ValueError("at least one sensor is needed")
+        if len(set(names)) != len(names):
+            raise ValueError("two sensors have the same name")

@@ -1,0 +1,1 @@
+"""Where trainer and device meet: checkpoint to verified ONNX bundles."""

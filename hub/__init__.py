@@ -1,0 +1,1 @@
+"""Takes what the line says: broker, ingest, store, alarms, dashboard."""

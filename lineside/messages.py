@@ -1,0 +1,165 @@
+"""What travels between device, hub and operator: frozen records with their units.
+
+Every message that a device sends carries `device`, `epoch` (when its outbox was made, ns) and `seq`, which grows by
+one for each message of that epoch: the hub can tell a gap from a silence, and stores each message once.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """What every message of a device begins with; `epoch` and `seq` are given by its outbox."""
+
+    device: str
+    epoch: int = 0
+    seq: int = 0
+
+
+class Embedding(msgspec.Struct, frozen=True, array_like=True):
+    """One sensor's unit-norm embedding of one window; `vector` is float16, little-endian."""
+
+    sensor: str
+    modality: str
+    version: str
+    space: str
+    vector: bytes
+
+
+class Embeddings(Message, frozen=True, array_like=True):
+    """The embeddings of one moment; a compact binary array on the wire."""
+
+    station: str
+    start_ns: int
+    end_ns: int
+    embeddings: list[Embedding]
+
+
+class Score(Message, frozen=True):
+    """Fused anomaly evidence of one moment (nats), its p-value, and what each sensor contributed to it.
+
+    `contributions` are exact Shapley shares of `evidence` (product words, section 2); `without` is the p-value that
+    the moment would have without that sensor; `agreements` are cosines, keyed `sensor+sensor`; `absent` gives the
+    reason for each sensor that is not in the fusion; `limit` is the p-value at or below which a moment is anomalous.
+    """
+
+    station: str
+    start_ns: int
+    end_ns: int
+    evidence: float
+    p_value: float
+    limit: float
+    contributions: dict[str, float]
+    without: dict[str, float]
+    agreements: dict[str, float]
+    modalities: dict[str, str]
+    absent: dict[str, str]
+    versions: dict[str, str]
+    skew_ms: float
+
+
+AlarmKind = Literal["anomaly", "sensor"]
+AlarmState = Literal["raised", "cleared"]
+
+
+class Alarm(Message, frozen=True):
+    """A change of an alarm's state. The same `key` names the same event from raise to clear.
+
+    `subject` is the station for an anomaly, the sensor for a sensor alarm; `top_sensor` and `top_modality` name the
+    largest contribution; `limits` are the thresholds in force; `pictures` are small JPEGs by sensor, sent only when
+    the device may send evidence.
+    """
+
+    station: str
+    key: str
+    kind: AlarmKind
+    state: AlarmState
+    subject: str
+    top_sensor: str
+    top_modality: str
+    onset_ns: int
+    time_ns: int
+    p_value: float
+    evidence: float
+    contributions: dict[str, float]
+    versions: dict[str, str]
+    limits: dict[str, float]
+    text: str
+    pictures: dict[str, bytes] = {}
+
+
+class SensorHealth(msgspec.Struct, frozen=True, kw_only=True):
+    """One sensor as the agent sees it; `problem` is empty while all is well, else reason and mend."""
+
+    modality: str
+    windows: int
+    dropped_samples: int
+    flags: list[str]
+    problem: str
+
+
+class EncoderHealth(msgspec.Struct, frozen=True, kw_only=True):
+    """The encoder in use for one modality, the one to fall back to, and the runtime that really executes it."""
+
+    version: str
+    previous: str
+    sha256: str
+    space: str
+    provider: str
+
+
+class Health(Message, frozen=True):
+    """The device's own account of itself; counters count since the agent started."""
+
+    station: str
+    agent: str
+    time_ns: int
+    uptime_s: float
+    state: str
+    sensors: dict[str, SensorHealth]
+    encoders: dict[str, EncoderHealth]
+    windows: int
+    moments: int
+    scores: int
+    outbox_messages: int
+    outbox_bytes: int
+    dropped_messages: int
+    problems: list[str]
+
+
+class Tombstone(Message, frozen=True):
+    """Stands in the place of messages `first`..`seq` that the outbox had to drop, so that the numbering has no gap."""
+
+    first: int
+    reason: str
+    time_ns: int
+
+
+class Ack(msgspec.Struct, frozen=True, kw_only=True):
+    """The hub's word that it has committed these ranges of sequence numbers (both ends included) of one epoch.
+
+    A broker's PUBACK is not storage: a device forgets a message only when it finds its number here.
+    """
+
+    device: str
+    epoch: int
+    ranges: list[tuple[int, int]]
+
+
+CommandStatus = Literal["init", "executing", "successful", "failed"]
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    """A request to a device and its progress, retained on the request's own topic until the asker clears it.
+
+    The asker owns `init`; the device owns every later status.
+    """
+
+    id: str
+    op: str
+    args: dict[str, str] = {}
+    status: CommandStatus = "init"
+    reason: str = ""

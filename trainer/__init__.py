@@ -1,0 +1,1 @@
+"""Learns encoders stage by stage from recordings; the only owner of torch."""
