@@ -31,6 +31,12 @@ def guarded(command: Callable[[], None]) -> None:
         raise SystemExit(130) from None
 
 
+def tell(text: str) -> None:
+    """Show how far long work has come, on one line of a terminal's stderr; nothing where no person looks."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
 def main() -> None:
     """Load only the part that was asked for: `lineside edge --help` must not wait for torch."""
     app = typer.Typer(help="Edge deployment of factory sensor fusion.", no_args_is_help=True, add_completion=False)

@@ -131,9 +131,9 @@ class Health(Message, frozen=True):
 
 
 class Tombstone(Message, frozen=True):
-    """Stands in the place of messages `first`..`seq` that the outbox had to drop, so that the numbering has no gap."""
+    """Accounts for messages that the outbox had to drop: their numbers as ranges, both ends included."""
 
-    first: int
+    ranges: list[tuple[int, int]]
     reason: str
     time_ns: int
 

@@ -9,6 +9,11 @@ from lineside.mqtt import BrokerConfig
 from lineside.windows import MODALITIES
 
 
+def is_loopback(host: str) -> bool:
+    """Whether an address stays on this machine."""
+    return host in {"localhost", "::1"} or host.startswith("127.")
+
+
 class BrokerProcess(Config, frozen=True):
     """The mosquitto that the hub starts and watches as its child; `listen` stays on loopback unless told otherwise.
 
@@ -79,8 +84,3 @@ class PlantConfig(Config, frozen=True):
             password_file=f"{self.secrets}/{user}.password",
             ca_file=self.broker.ca_file,
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address stays on this machine."""
-    return host in {"localhost", "::1"} or host.startswith("127.")

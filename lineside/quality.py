@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from lineside.windows import Window
 
 FLAGS: dict[str, str] = {
+    "absent": "no window came; is the sensor plugged in?",
     "gap": "samples are missing; the cable, the bus or the machine is overloaded",
     "black": "the picture is black; is the lens covered or the light off?",
     "overexposed": "the picture is white; lower the exposure or the light",

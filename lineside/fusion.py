@@ -1,0 +1,152 @@
+"""Normal running of a station, and how far a moment is from it: fused evidence with a p-value.
+
+Per sensor: distance of the embedding to a coreset of normal ones. Per pair of sensors: cosine, where low is
+strange. Each becomes evidence e = -ln p; the evidence of a set of sensors is the sum over its members and pairs, and
+that sum is calibrated itself, for every subset of sensors, so that its p-value holds whatever the dependence
+between sensors and whichever of them are present.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lineside import shapley
+from lineside.conformal import Calibration
+from lineside.coreset import distances, k_center
+
+MIN_MOMENTS = 40
+FOLDS = 4
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What one moment means: see lineside.messages.Score for the fields."""
+
+    evidence: float
+    p_value: float
+    contributions: dict[str, float]
+    without: dict[str, float]
+    agreements: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Normal running of one station, for one set of encoders.
+
+    `banks` maps each sensor to its coreset (m, dim); the calibrations are of distances per sensor, of negative
+    cosines per pair, and of evidence per subset of sensors.
+    """
+
+    banks: dict[str, NDArray[np.float32]]
+    singles: dict[str, Calibration]
+    pairs: dict[tuple[str, str], Calibration]
+    fused: dict[frozenset[str], Calibration]
+
+    @classmethod
+    def fit(cls, embeddings: Mapping[str, NDArray[np.float32]], coreset_size: int) -> Normal:
+        """Learn normal from aligned embeddings: sensor -> (n, dim), row i of all sensors being the same moment.
+
+        A sensor that is absent from a moment has a row of NaN there. Calibration scores are cross-conformal: the
+        moments are cut into FOLDS blocks of time, and each block is scored against banks and calibrations made of
+        the others, so that no window is judged by itself or by a window that overlaps it (but at block borders).
+        Raises ValueError when a sensor is present in fewer than MIN_MOMENTS moments.
+        """
+        for sensor, rows in embeddings.items():
+            if (count := int(_present(rows).sum())) < MIN_MOMENTS:
+                raise ValueError(f"{sensor}: {count} normal windows, at least {MIN_MOMENTS} are needed")
+        banks = {sensor: _bank(rows, coreset_size) for sensor, rows in embeddings.items()}
+        far = {sensor: _out_of_fold(rows, coreset_size) for sensor, rows in embeddings.items()}
+        apart = {
+            (a, b): -np.sum(embeddings[a] * embeddings[b], axis=1).astype(np.float64)
+            for a, b in combinations(sorted(embeddings), 2)
+        }
+        singles = {sensor: Calibration.fit(_finite(scores)) for sensor, scores in far.items()}
+        pairs = {pair: Calibration.fit(_finite(s)) for pair, s in apart.items() if np.isfinite(s).any()}
+        fused = {}
+        for size in range(1, len(embeddings) + 1):
+            for members in combinations(sorted(embeddings), size):
+                both = {pair: apart[pair] for pair in pairs if set(pair) <= set(members)}
+                scores = _fused_scores({m: far[m] for m in members}, both)
+                if len(scores) >= MIN_MOMENTS:
+                    fused[frozenset(members)] = Calibration.fit(scores)
+        return cls(banks, singles, pairs, fused)
+
+    def judge(self, embeddings: Mapping[str, NDArray[np.float32]]) -> Judgement | None:
+        """Judge one moment from the unit-norm embeddings (dim,) of the sensors present.
+
+        None when this set of sensors was never seen together in normal running.
+        """
+        members = frozenset(embeddings)
+        if members not in self.fused:
+            return None
+        far = {m: float(distances(embeddings[m][None], self.banks[m])[0]) for m in members}
+        cosines = {
+            pair: float(embeddings[pair[0]] @ embeddings[pair[1]]) for pair in self.pairs if members.issuperset(pair)
+        }
+        single = {m: self.singles[m].evidence(far[m]) for m in sorted(members)}
+        pair = {p: self.pairs[p].evidence(-cosine) for p, cosine in cosines.items()}
+        evidence = sum(single.values()) + sum(pair.values())
+        return Judgement(
+            evidence=evidence,
+            p_value=self.fused[members].p_value(evidence),
+            contributions=shapley.of_evidence(single, pair),
+            without={m: self._p_without(m, single, pair) for m in single if members - {m} in self.fused},
+            agreements={"+".join(p): cosine for p, cosine in cosines.items()},
+        )
+
+    def _p_without(self, gone: str, single: dict[str, float], pair: dict[tuple[str, str], float]) -> float:
+        rest = sum(e for m, e in single.items() if m != gone) + sum(a for p, a in pair.items() if gone not in p)
+        return self.fused[frozenset(single) - {gone}].p_value(rest)
+
+
+def _present(rows: NDArray[np.float32]) -> NDArray[np.bool_]:
+    return np.asarray(np.isfinite(rows).all(axis=1))
+
+
+def _finite(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    return scores[np.isfinite(scores)]
+
+
+def _bank(rows: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    points = rows[_present(rows)]
+    return points[k_center(points, size)]
+
+
+def _blocks(n: int) -> list[NDArray[np.intp]]:
+    return np.array_split(np.arange(n), FOLDS)
+
+
+def _out_of_fold(rows: NDArray[np.float32], size: int) -> NDArray[np.float64]:
+    """Distance of each row to a bank made of the other blocks of time; NaN where the sensor is absent."""
+    scores = np.full(len(rows), np.nan)
+    present = _present(rows)
+    for block in _blocks(len(rows)):
+        others = present.copy()
+        others[block] = False
+        mine = block[present[block]]
+        if len(mine) and others.any():
+            scores[mine] = distances(rows[mine], _bank(rows[others], size))
+    return scores
+
+
+def _fused_scores(
+    far: dict[str, NDArray[np.float64]], apart: dict[tuple[str, str], NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """Evidence of each calibration moment that has all of these sensors, each block judged by the other blocks."""
+    columns = [*far.values(), *apart.values()]
+    whole = np.asarray(np.isfinite(np.stack(columns)).all(axis=0))
+    evidence = np.zeros(len(whole))
+    for block in _blocks(len(whole)):
+        mine = block[whole[block]]
+        others = np.setdiff1d(np.flatnonzero(whole), block)
+        if not len(others):
+            continue
+        for column in columns:
+            calibration = Calibration.fit(column[others])
+            evidence[mine] += [calibration.evidence(score) for score in column[mine]]
+    return evidence[whole]
