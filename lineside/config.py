@@ -89,13 +89,11 @@ def _line_of(text: str, key: str, path: str) -> int:
 
 def _type_at(kind: Any, path: str) -> Any:
     """The Struct type found under a msgspec path such as `sensors[0].source`."""
-    for step in re.findall(r"[^.\[\]]+|\[\d+\]|\[\.\.\.\]", path):
-        if step.startswith("["):
-            kind = next((arg for arg in get_args(kind) if arg is not Ellipsis), None)
-        else:
-            fields = {f.encode_name: f.type for f in msgspec.structs.fields(kind)} if _is_struct(kind) else {}
-            kind = fields.get(step)
-        kind = next((arg for arg in get_args(kind) if _is_struct(arg)), kind) if not _is_struct(kind) else kind
+    for step in re.findall(r"[^.\[\]]+", re.sub(r"\[[^\]]*\]", "", path)):
+        fields = {f.encode_name: f.type for f in msgspec.structs.fields(kind)} if _is_struct(kind) else {}
+        kind = fields.get(step)
+        if not _is_struct(kind):  # a list, a table by name or an optional one: what stands inside it
+            kind = next((arg for arg in get_args(kind) if _is_struct(arg)), kind)
     return kind if _is_struct(kind) else None
 
 

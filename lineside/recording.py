@@ -204,7 +204,7 @@ class Recording:
         self.about = About()
         for record in self._records():
             if isinstance(record, Metadata) and record.name == "lineside":
-                self.about = msgspec.json.decode(record.metadata["about"], type=About)
+                self.about = self._described(record.metadata)
             if isinstance(record, (Message, Metadata)):
                 break
         else:
@@ -212,28 +212,41 @@ class Recording:
                 raise RecordingError(str(path), self.problem, "record it again, or check that it is an MCAP file")
         self.problem = ""
 
-    def samples(self) -> Iterator[Samples]:
-        """All samples in the order in which they were written; stops quietly where the file is damaged."""
+    def samples(self, sensor: str = "") -> Iterator[Samples]:
+        """All samples, or those of one sensor, in the order in which they were written.
+
+        Stops quietly where the file is damaged. Raises RecordingError when a whole message is none of ours.
+        """
+        wanted = f"/{sensor}" if sensor else ""
         for modality, topic, message in self._messages():
-            if modality != "label":
-                yield _samples(topic.lstrip("/"), modality, message)
+            if modality != "label" and wanted in ("", topic):
+                yield _samples(topic.lstrip("/"), modality, self._decode(modality, message.data))
 
     def labels(self) -> list[Label]:
         """All labels, by start."""
-        found = [message for modality, _, message in self._messages() if modality == "label"]
+        found = [
+            self._decode("label", message.data) for modality, _, message in self._messages() if modality == "label"
+        ]
         return sorted((m for m in found if isinstance(m, Label)), key=lambda label: label.start_ns)
 
     def span_ns(self) -> tuple[int, int]:
-        """Capture time of the first sample and just after the last one. Raises RecordingError when there is none."""
-        first, last = 0, 0
-        for samples in self.samples():
-            first = min(first or samples.start_ns, samples.start_ns)
-            last = max(last, samples.end_ns)
+        """Capture time of the first sample and just after the last one. Raises RecordingError when there is none.
+
+        Only the last message of each sensor is decoded, so that this is quick.
+        """
+        first_ns = 0
+        last: dict[str, tuple[str, Message]] = {}
+        for modality, topic, message in self._messages():
+            if modality != "label":
+                first_ns = min(first_ns, message.log_time) if last else message.log_time
+                last[topic] = (modality, message)
         if not last:
             raise RecordingError(str(self.path), "holds no samples", "record it again")
-        return first, last
+        ends = [_samples("", kind, self._decode(kind, message.data)).end_ns for kind, message in last.values()]
+        return first_ns, max(ends)
 
-    def _messages(self) -> Iterator[tuple[str, str, msgspec.Struct]]:
+    def _messages(self) -> Iterator[tuple[str, str, Message]]:
+        """Modality (or `label`), topic and undecoded message; channels of others are passed over."""
         schemas: dict[int, str] = {}
         channels: dict[int, tuple[str, str]] = {}
         for record in self._records():
@@ -243,12 +256,18 @@ class Recording:
                 channels[record.id] = (_MODALITY.get(schemas.get(record.schema_id, ""), ""), record.topic)
             elif isinstance(record, Message):
                 modality, topic = channels[record.channel_id]
-                if modality:  # channels of others are passed over
-                    yield modality, topic, self._decode(SCHEMAS[modality][1], record.data)
+                if modality:
+                    yield modality, topic, record
 
-    def _decode(self, kind: type[msgspec.Struct], data: bytes) -> msgspec.Struct:
+    def _described(self, metadata: dict[str, str]) -> About:
         try:
-            return msgspec.json.decode(data, type=kind)
+            return msgspec.json.decode(metadata["about"], type=About)
+        except (msgspec.DecodeError, KeyError) as error:
+            raise RecordingError(str(self.path), f"has a damaged description ({error})", "record it again") from error
+
+    def _decode(self, modality: str, data: bytes) -> msgspec.Struct:
+        try:
+            return msgspec.json.decode(data, type=SCHEMAS[modality][1])
         except msgspec.DecodeError as error:
             raise RecordingError(str(self.path), f"has a damaged message ({error})", "record it again") from error
 

@@ -46,7 +46,7 @@ def decode(kind: str, payload: bytes) -> Any:
         raise WireError(kind, f"payload of {len(payload)} bytes", f"send at most {MAX_BYTES}")
     try:
         return _DECODERS[kind].decode(payload)
-    except (msgspec.DecodeError, KeyError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError) as error:
         raise WireError(kind, f"payload is not a {kind} message ({error})", "update the older side") from error
 
 

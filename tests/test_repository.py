@@ -1,0 +1,305 @@
+"""The signed repository: what publishing accepts and refuses, whose keys it needs, and that a kill leaves it whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import stat
+from pathlib import Path
+
+import pytest
+from securesystemslib.signer import CryptoSigner
+from tuf.api.metadata import Metadata
+
+from deploy import begin, credentials, repository
+from deploy.repository import Pointed, Repository
+from lineside import config, targets
+from lineside.clock import NS, SimulatedClock
+from lineside.errors import ConfigError, ReleaseError
+from lineside.plant import PlantConfig
+from tests import killed as killed_at
+from tests import tiny_encoder
+
+DAY_S = 86_400.0
+START_NS = 1_760_000_000 * NS
+PLANT = PlantConfig(site="line1", devices=["edge-1", "edge-2"])
+
+
+@pytest.fixture
+def clock() -> SimulatedClock:
+    return SimulatedClock(START_NS)
+
+
+@pytest.fixture
+def repo(tmp_path: Path, clock: SimulatedClock) -> Repository:
+    made = repository.of(PLANT, tmp_path, clock)
+    assert made.init(PLANT.modalities) == ("camera", "microphone")
+    return made
+
+
+def versions(repo: Repository) -> dict[str, int]:
+    return {modality: pointed.version for modality, pointed in repo.pointed().items()}
+
+
+def state(repo: Repository) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in repo.roles.folder.rglob("*") if path.is_file()}
+
+
+def refused(check: str, repo: Repository, *files: Path) -> ReleaseError:
+    """Publishing is refused by the name of that check, and nothing in the repository is changed."""
+    before = state(repo)
+    with pytest.raises(ReleaseError) as error:
+        repo.publish(files)
+    assert error.value.check == check
+    assert state(repo) == before
+    return error.value
+
+
+def test_every_role_has_its_key_and_its_time(repo: Repository) -> None:
+    holds = repo.refresh()
+    assert {role: round(days) for role, days in holds.items()} == {
+        "root": 365,
+        "targets": 365,
+        "camera": 365,
+        "microphone": 365,
+        "snapshot": 30,
+        "timestamp": 7,
+    }
+    keys = sorted(repo.roles.keys.glob("*.pem"))
+    assert [key.stem for key in keys] == sorted(holds)
+    assert {stat.S_IMODE(key.stat().st_mode) for key in keys} == {0o600}
+    assert all(b"BEGIN PRIVATE KEY" in key.read_bytes() for key in keys)
+    root = repo.roles.read("root").signed
+    assert root.consistent_snapshot
+    assert len({role.keyids[0] for role in root.roles.values()}) == 4
+    delegated = repo.roles.read("targets").signed.delegations.roles
+    assert {name: (role.paths, role.terminating) for name, role in delegated.items()} == {
+        "camera": (["models/camera/*"], True),
+        "microphone": (["models/microphone/*"], True),
+    }
+
+
+def test_publishing_names_the_file_and_points_at_it(repo: Repository, tmp_path: Path) -> None:
+    files = [tiny_encoder.write(tmp_path, "camera", 1), tiny_encoder.write(tmp_path, "camera", 1, precision="int8")]
+    published = repo.publish([*files, tiny_encoder.write(tmp_path, "microphone", 1)])
+    assert [(one.modality, one.version, sorted(one.sha256)) for one in published] == [
+        ("camera", 1, ["fp32", "int8"]),
+        ("microphone", 1, ["fp32"]),
+    ]
+    signed = repo.roles.read("camera").signed.targets
+    assert sorted(signed) == [
+        "models/camera/camera-1.int8.onnx",
+        "models/camera/camera-1.onnx",
+        "models/camera/current.json",
+    ]
+    file = signed["models/camera/camera-1.onnx"]
+    custom = {"version": 1, "space": "s1", "precision": "fp32", "sha256": file.hashes["sha256"]}
+    assert file.custom == custom
+    stored = repo.roles.folder / "targets" / "models" / "camera" / f"{custom['sha256']}.camera-1.onnx"
+    assert stored.read_bytes() == files[0].read_bytes()
+
+
+def test_publishing_needs_no_offline_key_and_no_other_modality(repo: Repository, tmp_path: Path) -> None:
+    for role in ("root", "targets", "microphone"):
+        (repo.roles.keys / f"{role}.pem").unlink()
+    repo.publish([tiny_encoder.write(tmp_path, "camera", 1)])
+    assert versions(repo) == {"camera": 1}
+    assert "microphone.pem" in str(refused("keys", repo, tiny_encoder.write(tmp_path, "microphone", 1)))
+    (repo.roles.keys / "timestamp.pem").unlink()
+    assert "timestamp.pem" in str(refused("keys", repo, tiny_encoder.write(tmp_path, "camera", 2)))
+
+
+def test_the_same_publication_twice_is_one(repo: Repository, tmp_path: Path) -> None:
+    file = tiny_encoder.write(tmp_path, "camera", 1)
+    repo.publish([file])
+    before = state(repo)
+    assert repo.publish([file])[0].version == 1
+    assert state(repo) == before
+
+
+def test_a_modality_goes_back_by_newer_metadata(repo: Repository, tmp_path: Path) -> None:
+    for version in (1, 2, 3):
+        repo.publish([tiny_encoder.write(tmp_path, "camera", version)])
+    number = repo.roles.read("camera").signed.version
+    assert repo.step_back("camera").version == 2
+    assert repo.roles.read("camera").signed.version == number + 1
+    repo.publish([tiny_encoder.write(tmp_path, "camera", 4)])
+    assert repo.step_back("camera").version == 2  # what ran before 4, not the 3 that was taken back
+    assert repo.step_back("camera").version == 1
+    with pytest.raises(ReleaseError, match="its first") as error:
+        repo.step_back("camera")
+    assert error.value.check == "missing"
+    assert repo.point("camera", 3) == Pointed("camera", 3, repo.pointed()["camera"].sha256)
+    with pytest.raises(ReleaseError, match="was not published"):
+        repo.point("camera", 9)
+
+
+def test_what_is_no_encoder_is_refused(repo: Repository, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no encoder")
+    refused("card", repo, tmp_path / "notes.txt")
+    refused("card", repo, tmp_path / "nowhere.onnx")
+    refused("card", repo, tiny_encoder.write(tmp_path, "camera", 1, precision="fp4"))
+    refused("card", repo, tiny_encoder.write(tmp_path, "camera", 0))
+    assert "series" in str(refused("role", repo, tiny_encoder.write(tmp_path, "series", 1)))
+
+
+def test_what_accept_refuses_is_refused(repo: Repository, tmp_path: Path) -> None:
+    failed = tiny_encoder.release.Gate("drift", 2.0, 1.0, at_most=True)
+    refused("gates", repo, tiny_encoder.write(tmp_path, "camera", 1, gates=[failed]))
+    repo.publish([tiny_encoder.write(tmp_path, modality, 1) for modality in ("camera", "microphone")])
+    alone = tiny_encoder.write(tmp_path, "camera", 2, space="s2")
+    refused("space", repo, alone)
+    repo.publish([alone, tiny_encoder.write(tmp_path, "microphone", 2, space="s2")])
+    assert versions(repo) == {"camera": 2, "microphone": 2}
+    with pytest.raises(ReleaseError) as error:  # one modality alone cannot go back to another space either
+        repo.step_back("camera")
+    assert error.value.check == "space"
+    assert versions(repo) == {"camera": 2, "microphone": 2}
+
+
+def test_a_version_stands_for_the_same_bytes_for_ever(repo: Repository, tmp_path: Path) -> None:
+    first = tiny_encoder.write(tmp_path, "camera", 1)
+    (tmp_path / "again").mkdir()
+    other = tiny_encoder.write(tmp_path / "again", "camera", 1, space="s2")
+    refused("version", repo, first, other)
+    repo.publish([first])
+    refused("version", repo, other)
+
+
+def test_metadata_that_somebody_else_wrote_is_not_signed_again(repo: Repository, tmp_path: Path) -> None:
+    repo.publish([tiny_encoder.write(tmp_path, "camera", 1)])
+    path = repo.roles.folder / "metadata" / "3.camera.json"
+    good = path.read_bytes()
+    path.write_bytes(good.replace(b'"version": 1', b'"version": 7'))
+    refused("signature", repo, tiny_encoder.write(tmp_path, "camera", 2))
+    foreign = Metadata.from_bytes(good)
+    foreign.sign(CryptoSigner.generate_ed25519())
+    path.write_bytes(foreign.to_bytes())
+    refused("signature", repo, tiny_encoder.write(tmp_path, "camera", 2))
+    path.write_bytes(good[: len(good) // 2])
+    refused("metadata", repo, tiny_encoder.write(tmp_path, "camera", 2))
+    path.write_bytes(good)
+    repo.publish([tiny_encoder.write(tmp_path, "camera", 2)])
+    assert versions(repo) == {"camera": 2}
+
+
+def test_files_of_a_publication_that_was_killed_do_not_count(repo: Repository, tmp_path: Path) -> None:
+    """timestamp.json is written last: with the old one back, everything else of the new state may lie there."""
+    repo.publish([tiny_encoder.write(tmp_path, "camera", 1)])
+    timestamp = repo.roles.folder / "metadata" / "timestamp.json"
+    old = timestamp.read_bytes()
+    repo.publish([tiny_encoder.write(tmp_path, "camera", 2)])
+    timestamp.write_bytes(old)
+    assert versions(repo) == {"camera": 1}
+    repo.publish([tiny_encoder.write(tmp_path, "camera", 3)])
+    assert versions(repo) == {"camera": 3}
+    assert sorted(repo.roles.read("camera").signed.targets) == [
+        "models/camera/camera-1.onnx",
+        "models/camera/camera-3.onnx",
+        "models/camera/current.json",
+    ]
+
+
+def test_a_kill_at_any_step_of_a_publication_leaves_the_old_or_the_new(repo: Repository, tmp_path: Path) -> None:
+    repo.publish([tiny_encoder.write(tmp_path, "camera", 1), tiny_encoder.write(tmp_path, "microphone", 1)])
+    files = [tiny_encoder.write(tmp_path, modality, 2) for modality in PLANT.modalities]
+    seen, step, killed = [], 0, True
+    while killed:
+        folder = tmp_path / f"copy{step}"
+        for part in ("keys", "repository"):
+            shutil.copytree(tmp_path / part, folder / part)
+        copy = repository.of(PLANT, folder, SimulatedClock(START_NS))
+        killed = killed_at.before_step(step, lambda copy=copy: copy.publish(files))
+        seen.append(versions(copy))
+        copy.publish(files)  # and nothing left behind is in the way
+        assert versions(copy) == {"camera": 2, "microphone": 2}
+        step += 1
+    old, new = ({modality: version for modality in PLANT.modalities} for version in (1, 2))
+    assert seen[0] == old
+    assert seen[-1] == new
+    assert all(state in (old, new) for state in seen)
+    assert len(seen) > 12
+
+
+def test_a_refresh_renews_what_ends_soon_and_only_with_its_key(repo: Repository, clock: SimulatedClock) -> None:
+    clock.sleep(5 * DAY_S)
+    before = repo.roles.read("targets").signed.version
+    assert round(repo.refresh()["timestamp"]) == 7
+    assert repo.roles.read("targets").signed.version == before
+    clock.sleep(300 * DAY_S)
+    (repo.roles.keys / "root.pem").rename(repo.roles.keys / "root.away")
+    holds = repo.refresh()
+    assert (round(holds["targets"]), round(holds["camera"]), round(holds["root"])) == (365, 365, 60)
+    (repo.roles.keys / "root.away").rename(repo.roles.keys / "root.pem")
+    assert round(repo.refresh()["root"]) == 365
+    assert (repo.roles.folder / "metadata" / "2.root.json").is_file()
+    assert (repo.roles.folder / "metadata" / "1.root.json").is_file()
+
+
+def asked(**fields: object) -> begin.Asked:
+    standard = {"site": "line1", "devices": ("edge-1",), "modalities": ("camera",), "mqtt_port": 1999, "hub_port": 8099}
+    return begin.Asked(**{**standard, "demo": True, **fields})  # type: ignore[arg-type]
+
+
+def test_init_makes_a_plant_and_says_what_goes_where(tmp_path: Path, clock: SimulatedClock) -> None:
+    told = begin.begin(tmp_path / "plant", asked(), clock)
+    plant = config.load(tmp_path / "plant" / "plant.toml", PlantConfig)
+    assert (plant.site, plant.devices, plant.modalities) == ("line1", ["edge-1"], ("camera",))
+    assert (plant.broker.port, plant.hub.port, plant.hub.demo) == (1999, 8099, True)
+    assert any("keep offline" in line and "root.pem" in line and "targets.pem" in line for line in told)
+    assert any(line.startswith("edge-1: copy") and "edge-1.password" in line and "root.json" in line for line in told)
+    secrets = [credentials.path(plant, tmp_path / "plant", user) for user in ("hub", "operator", "edge-1")]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in secrets} == {0o600}
+    assert len({path.read_text() for path in secrets}) == 3
+    assert not any(path.read_text().strip() in line for path in secrets for line in told)
+
+
+def test_init_again_keeps_what_is_there_and_adds_what_is_new(tmp_path: Path, clock: SimulatedClock) -> None:
+    begin.begin(tmp_path, asked(), clock)
+    kept = {path: path.read_bytes() for folder in ("keys", "secrets") for path in (tmp_path / folder).iterdir()}
+    file = tmp_path / "plant.toml"
+    file.write_text(file.read_text().replace('["edge-1"]', '["edge-1", "edge-2"]').replace('a"]', 'a", "series"]'))
+    told = begin.begin(tmp_path, asked(devices=(), site=""), clock)
+    assert any("new roles series" in line for line in told)
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert (tmp_path / "keys" / "series.pem").is_file()
+    assert (tmp_path / "secrets" / "edge-2.password").is_file()
+    for other in ({"site": "line2"}, {"devices": ("edge-9",)}):
+        with pytest.raises(ConfigError, match="is there already"):
+            begin.begin(tmp_path, asked(**other), clock)
+
+
+def test_keys_without_their_repository_begin_no_second_one(tmp_path: Path, clock: SimulatedClock) -> None:
+    begin.begin(tmp_path, asked(), clock)
+    (tmp_path / "repository").rename(tmp_path / "lost")
+    with pytest.raises(ReleaseError, match="move the keys away") as error:
+        begin.begin(tmp_path, asked(), clock)
+    assert error.value.check == "keys"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"version":1,"targets":{"fp32":"models/microphone/microphone-1.onnx"}}',
+        '{"version":2,"targets":{"fp32":"models/camera/camera-1.onnx"}}',
+        '{"version":"1","targets":{}}',
+    ],
+)
+def test_a_pointer_to_something_else_is_refused(text: str) -> None:
+    with pytest.raises(ReleaseError) as error:
+        targets.read_pointer(text.encode(), "camera")
+    assert error.value.check == "pointer"
+
+
+def test_a_pointer_is_small_readable_json(repo: Repository, tmp_path: Path) -> None:
+    repo.publish([tiny_encoder.write(tmp_path, "camera", 1)])
+    repo.publish([tiny_encoder.write(tmp_path, "camera", 2)])
+    sha = repo.roles.read("camera").signed.targets["models/camera/current.json"].hashes["sha256"]
+    stored = repo.roles.folder / "targets" / "models" / "camera" / f"{sha}.current.json"
+    assert json.loads(stored.read_text()) == {
+        "version": 2,
+        "targets": {"fp32": "models/camera/camera-2.onnx"},
+        "history": [1],
+    }
