@@ -1,0 +1,1 @@
+"""The whole loop on one machine, by the parts' own commands; imports none of the parts."""

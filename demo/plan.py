@@ -1,0 +1,87 @@
+"""The files that the demo writes: what a person would write for a line of one station."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+SITE, DEVICE, STATION = "demo", "edge-1", "press-1"
+
+
+@dataclass(frozen=True)
+class Line:
+    """Where the samples of the line come from.
+
+    `kind` is `simulation`, `recording` or `live`; `sensors` maps sensor names to modalities; `length_s` and `hop_s`
+    are the windows that suit it.
+    """
+
+    kind: str
+    sensors: dict[str, str]
+    length_s: float = 1.0
+    hop_s: float = 0.5
+
+
+def device_file(line: Line, mqtt_port: int, hub_port: int, product: str = "a", recording: str = "") -> str:
+    """The device file (TOML). For a recorded line `recording` is replayed."""
+    sensors = "".join(_sensor(line, name, modality, product, recording) for name, modality in line.sensors.items())
+    return f"""\
+[device]
+id = "{DEVICE}"
+site = "{SITE}"
+station = "{STATION}"
+state_dir = "{DEVICE}"
+evidence = true
+allow_fault_injection = true
+
+[windows]
+length_s = {line.length_s}
+hop_s = {line.hop_s}
+
+[commissioning]
+recording = "recordings/normal.mcap"
+
+[broker]
+port = {mqtt_port}
+username = "{DEVICE}"
+password_file = "secrets/{DEVICE}.password"
+
+[repository]
+url = "http://127.0.0.1:{hub_port}/repository"
+root = "repository/metadata/1.root.json"
+{sensors}"""
+
+
+def _sensor(line: Line, name: str, modality: str, product: str, recording: str) -> str:
+    source = {
+        "simulation": f'source = "simulation"\nproduct = "{product}"',
+        "recording": f'source = "replay"\ndevice = "{recording}"',
+        "live": f'source = "{modality}"\ndevice = "{"0" if modality == "camera" else ""}"',
+    }[line.kind]
+    return f'\n[[sensors]]\nname = "{name}"\nmodality = "{modality}"\n{source}\n'
+
+
+def stage_file(stage: int, line: Line, recording: str, from_s: float, to_s: float, epochs: int) -> str:
+    """The training plan (TOML) of one stage: from `from_s` to `to_s` of a recording (0: its end)."""
+    parent = f"stages/{stage - 1}" if stage > 1 else ""
+    return f"""\
+out = "stages/{stage}"
+parent = "{parent}"
+epochs = {epochs}
+
+[windows]
+length_s = {line.length_s}
+hop_s = {line.hop_s}
+
+[[recordings]]
+path = "{recording}"
+from_s = {from_s}
+to_s = {to_s}
+"""
+
+
+def write(path: Path, text: str) -> Path:
+    """Write one of the demo's files and give its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path

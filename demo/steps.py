@@ -1,0 +1,253 @@
+"""The six steps of the loop, each a method that raises LinesideError when it does not hold, and notes what it measured."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from demo.dashboard import Dashboard
+from demo.plan import DEVICE, SITE, Line, device_file, stage_file, write
+from demo.processes import Processes
+from lineside.clock import NS, SystemClock
+from lineside.config import load
+from lineside.errors import LinesideError
+from lineside.operator import Operator, check
+from lineside.plant import PlantConfig
+
+# Fault, and what its alarm must say: the kind of alarm and the modality on top.
+FAULTS = (
+    ("bearing_noise", "anomaly", "microphone"),
+    ("misaligned_part", "anomaly", "camera"),
+    ("dirty_lens", "anomaly", "camera"),
+    ("muted", "sensor", "microphone"),
+)
+NORMAL_S, NEW_S, LIVE_S = 150.0, 75.0, 60.0
+EPOCHS = 12
+
+
+class Loop:
+    """One demo in one folder. `measured` collects what the JSON line reports."""
+
+    def __init__(self, folder: Path, port: int, recording: Path | None, live: bool) -> None:
+        self._folder, self._port, self._source, self._live = folder, port, recording, live
+        self._began = time.monotonic()
+        self._mqtt_port = free_port()
+        self._line = Line("live" if live else "simulation", {"cam0": "camera", "mic0": "microphone"})
+        self._clock = SystemClock()
+        folder.mkdir(parents=True, exist_ok=True)
+        self.processes = Processes(folder)
+        self.dashboard = Dashboard(port, self.processes.ended)
+        self.measured: dict[str, Any] = {"seed": 1}
+
+    @property
+    def _plant(self) -> str:
+        return str(self._folder / "plant.toml")
+
+    def record(self) -> None:
+        """1. A line is recorded."""
+        normal = self._folder / "recordings" / "normal.mcap"
+        if self._source is not None:
+            read = self.processes.call("edge", "record", "--from", str(self._source), "--out", str(normal))
+            self._line = _line_of(normal)
+            self.measured["import_warnings"] = read["warnings"]
+            new_from = round(0.65 * read["seconds"], 1)
+            stages = [(normal, 0.0, new_from), (normal, new_from, 0.0)]
+        else:
+            stages = self._record_sensors(normal)
+        for number, (recording, from_s, to_s) in enumerate(stages, start=1):
+            text = stage_file(number, self._line, str(recording), from_s, to_s, EPOCHS)
+            write(self._folder / f"stage-{number}.toml", text)
+        text = device_file(self._line, self._mqtt_port, self._port, recording=str(normal))
+        write(self._folder / "device.toml", text)
+
+    def _record_sensors(self, normal: Path) -> list[tuple[Path, float, float]]:
+        text = device_file(self._line, self._mqtt_port, self._port)
+        first = str(write(self._folder / "device.toml", text))
+        if self._live:
+            self.processes.call(
+                "edge", "record", "--config", first, "--seconds", str(LIVE_S), "--out", str(normal)
+            )
+            return [(normal, 0.0, 0.65 * LIVE_S), (normal, 0.65 * LIVE_S, 0.0)]
+        second = str(write(self._folder / "product-b.toml", device_file(self._line, 1883, 8080, product="b")))
+        new = normal.with_name("new.mcap")
+        for config, seconds, out in ((first, NORMAL_S, normal), (second, NEW_S, new)):
+            self.processes.call(
+                "edge", "record", "--config", config, "--seconds", str(seconds), "--fast", "--out", str(out)
+            )
+        return [(normal, 0.0, 0.0), (new, 0.0, 0.0)]
+
+    def train(self) -> None:
+        """2. The trainer runs stage 1, then stage 2 with what is new; gates pass; a certificate is written."""
+        for number in (1, 2):
+            stage = self.processes.call("train", "stage", str(self._folder / f"stage-{number}.toml"))
+            if not stage["passed"]:
+                raise LinesideError(f"stage {number}", f"gates {stage['gates']}", "train on more of normal running")
+            gates = {gate["name"]: round(gate["value"], 4) for gate in stage["gates"]}
+            self.measured[f"stage_{number}"] = {"gates": gates, "embedding_drift": stage["embedding_drift"]}
+
+    def export(self) -> None:
+        """3. One ONNX file a modality, verified against PyTorch; signed and published."""
+        exported = {}
+        for number in (1, 2):
+            folder = str(self._folder / "bundles")
+            built = self.processes.call("export", "build", str(self._folder / f"stages/{number}"), "--out", folder)
+            exported[str(number)] = built
+        self.measured["export"] = exported
+        self.processes.call(
+            *("deploy", "init", str(self._folder), "--site", SITE, "--device", DEVICE, "--demo"),
+            *("--mqtt-port", str(self._mqtt_port), "--hub-port", str(self._port)),
+            *(f"--modality={modality}" for modality in sorted(set(self._line.sensors.values()))),
+        )
+        self._publish(*(f"{modality}-1.onnx" for modality in sorted(set(self._line.sensors.values()))))
+
+    def watch(self) -> None:
+        """4. The agent fetches, verifies, tests itself, learns normal, scores, and streams over a real broker."""
+        self.processes.start("hub", "run", "--config", self._plant)
+        self.dashboard.wait("hub", 60, lambda: bool(self.dashboard.get("/api/status")))
+        self.processes.start("edge", "run", "--config", str(self._folder / "device.toml"))
+        wanted = dict.fromkeys(sorted(set(self._line.sensors.values())), "1")
+        self.dashboard.wait("encoders in use", 60, lambda: self._versions() == wanted)
+        since = self._clock.now_ns()
+        self.dashboard.wait("scores", 60, lambda: len(self._scores(since)) >= 8)
+        self._wait_calm("calm before the first fault")
+        self.measured["versions_before"] = self._versions()
+
+    def fault(self) -> None:
+        """5. Faults are injected; the alarm names the right modality; a muted microphone leaves the rest scoring."""
+        alarms = [
+            self._one_fault(*row) for row in FAULTS if row[2] in self._line.sensors.values()
+        ]
+        self.measured["alarms"] = alarms
+        wrong = [alarm for alarm in alarms if alarm["top_modality"] != alarm["expected"]]
+        if wrong:
+            told = ", ".join(f"{alarm['fault']} blamed on {alarm['top_modality']}" for alarm in wrong)
+            raise LinesideError("alarms", told, "look at the contributions on the dashboard")
+
+    def change(self) -> None:
+        """6. A new camera encoder is rolled out and rolled back alone; the microphone's stream loses no window."""
+        began = self._clock.now_ns()
+        before = self._versions()
+        self._publish("camera-2.onnx")
+        self._deploy("rollout", "start", "--modality", "camera")
+        during = self._wait_version("2")
+        self.dashboard.wait("scores by camera 2", 30, lambda: self._scored_by("2", began))
+        self._deploy("rollback", "--modality", "camera")
+        after = self._wait_version(before["camera"])
+        self.dashboard.wait("scores after the rollback", 30, lambda: self._scores(self._clock.now_ns() - NS))
+        self.measured["versions"] = {"before": before, "rolled_out": during, "rolled_back": after}
+        others = {m for m in before if m != "camera"}
+        self.measured["windows_lost_in_change"] = {m: self._lost(m, began) for m in sorted(others)}
+        self._count()
+        moved = {m for m in others if not before[m] == during[m] == after[m]}
+        if moved or any(self.measured["windows_lost_in_change"].values()):
+            raise LinesideError("rollback", f"touched {moved or others} too", "see edge-run.log")
+
+    def stop(self) -> None:
+        """Stop everything that the demo started."""
+        self.processes.stop()
+
+    def _publish(self, *names: str) -> None:
+        files = (str(self._folder / "bundles" / name) for name in names)
+        self.processes.call("deploy", "publish", "--config", self._plant, *files)
+
+    def _deploy(self, *words: str) -> None:
+        self.processes.call("deploy", *words, "--config", self._plant)
+
+    def _versions(self) -> dict[str, str]:
+        versions: dict[str, str] = self.dashboard.device(DEVICE).get("versions", {})
+        return versions
+
+    def _wait_version(self, camera: str) -> dict[str, str]:
+        return self.dashboard.wait(
+            f"camera {camera} on the dashboard",
+            30,
+            lambda: versions if (versions := self._versions()).get("camera") == camera else None,
+        )
+
+    def _scores(self, since_ns: int) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.dashboard.get("/api/scores", device=DEVICE, since_ns=since_ns)
+        return found
+
+    def _scored_by(self, camera: str, since_ns: int) -> bool:
+        return any(score["versions"].get("camera") == camera for score in self._scores(since_ns))
+
+    def _active(self) -> list[dict[str, Any]]:
+        return [alarm for alarm in self.dashboard.alarms(0) if alarm["state"].startswith("ACTIVE")]
+
+    def _wait_calm(self, what: str) -> None:
+        self.dashboard.wait(what, 60, lambda: not self._active())
+
+    def _one_fault(self, kind: str, alarm_kind: str, expected: str) -> dict[str, Any]:
+        began = self._clock.now_ns()
+        self._command("fault", {"kind": kind, "seconds": "40"})
+
+        def raised() -> dict[str, Any] | None:
+            news = [a for a in self.dashboard.alarms(began) if a["raised_ns"] >= began and a["kind"] == alarm_kind]
+            return news[0] if news else None
+
+        alarm = self.dashboard.wait(f"alarm of {kind}", 40, raised)
+        seconds = (self._clock.now_ns() - began) / NS
+        self.measured.setdefault("first_alarm_s", round(time.monotonic() - self._began, 1))
+        if alarm_kind == "sensor":
+            rest = sorted(name for name, modality in self._line.sensors.items() if modality != expected)
+            self.dashboard.wait("scores without the sensor", 20, lambda: self._only(rest))
+        self._command("fault", {"kind": kind, "seconds": "0"})
+        self._wait_calm(f"calm after {kind}")
+        return {
+            "fault": kind,
+            "expected": expected,
+            "kind": alarm["kind"],
+            "top_modality": alarm["top_modality"],
+            "seconds": round(seconds, 1),
+            "evidence": bool(alarm["pictures"]),
+        }
+
+    def _only(self, sensors: list[str]) -> bool:
+        """The newest score is of just these sensors."""
+        scores = self._scores(self._clock.now_ns() - 3 * NS)
+        return bool(scores) and sorted(scores[-1]["contributions"]) == sensors
+
+    def _command(self, op: str, args: dict[str, str]) -> None:
+        plant = load(Path(self._plant), PlantConfig)
+        with Operator(plant.connection("operator"), self._folder, SITE, self._clock) as operator:
+            check(operator.ask([DEVICE], op, args, 15.0), op, "see edge-run.log")
+
+    def _lost(self, modality: str, since_ns: int) -> int:
+        """Windows missing between the first and the last stored one of a modality, by its own hop."""
+        starts: list[int] = self.dashboard.get("/api/windows", device=DEVICE, modality=modality, since_ns=since_ns)
+        hop = round(self._line.hop_s * NS)
+        return (starts[-1] - starts[0]) // hop + 1 - len(starts)
+
+    def _count(self) -> None:
+        """Every window that the device counts is stored, once the outbox is empty."""
+        status = self.dashboard.get("/api/status")
+        health = status["devices"][DEVICE]["health"]
+        self.measured["windows_in"] = health["windows"]
+        self.measured["windows_stored"] = status["counts"]["windows"]
+        self.measured["moments_scored"] = status["counts"]["scores"]
+        self.measured["sequence_gaps"] = self.dashboard.get("/api/gaps", device=DEVICE)
+
+
+def _line_of(recording: Path) -> Line:
+    from lineside.recording import Recording
+
+    about = Recording(recording).about
+    return Line("recording", about.sensors, about.length_s, about.hop_s)
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def fresh(folder: Path) -> Path:
+    """An empty folder in the place of what an earlier demo left."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder

@@ -1,0 +1,217 @@
+"""The agent: sensors in, messages out; commands and releases beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from edge.capture import Capture
+from edge.changeover import Changeover
+from edge.config import DeviceConfig, SensorSettings
+from edge.faults import Injector
+from edge.outbox import Outbox
+from edge.pipeline import Pipeline
+from edge.sensors.base import Sensor
+from edge.sensors.table import open_sensor
+from edge.slots import Slots
+from edge.updater import Updater
+from edge.uplink import Uplink, finished
+from lineside import __version__
+from lineside.clock import NS, Clock
+from lineside.errors import LinesideError
+from lineside.messages import Command, Health, Message, SensorHealth
+from lineside.windows import Samples
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+QUEUE_RUNS = 400  # runs of samples between capture and judgement: some 20 s of two sensors
+HEALTH_S = 5.0
+RETRY_S = 5.0
+
+
+class Agent:
+    """One device. `run` blocks until `stop` is set."""
+
+    def __init__(self, config: DeviceConfig, base: Path, clock: Clock) -> None:
+        self._config, self._base, self._clock = config, base, clock
+        self._start_ns = clock.now_ns()
+        self._health_due_ns = 0
+        self._state, self._problem, self._store_problem = "starting", "", ""
+        state = base / config.device.state_dir
+        self._samples: queue.Queue[Samples] = queue.Queue(QUEUE_RUNS)
+        self._commands: queue.Queue[Command] = queue.Queue(32)
+        self._pipeline = Pipeline(config)
+        self._injector = Injector()
+        self._outbox = Outbox(state / "outbox.db", config.device.id, round(config.outbox.max_mb * 1e6), clock)
+        self._uplink = Uplink(config, base, self._outbox, clock, self._take_command)
+        slots = Slots(state, clock)
+        updater = Updater(config.repository, base, state, slots) if config.repository.url else None
+        self._changeover = Changeover(config, base, self._pipeline, slots, updater)
+        self._captures = {sensor.name: self._capture(sensor) for sensor in config.sensors}
+
+    def run(self, stop: threading.Event) -> None:
+        """Capture, judge and report until `stop` is set; then leave in order."""
+        chores = threading.Thread(target=self._chores, args=(stop,), name="chores", daemon=True)
+        self._uplink.start()
+        for capture in self._captures.values():
+            capture.start()
+        chores.start()
+        try:
+            while not stop.is_set():
+                self._step()
+        finally:
+            stop.set()
+            for capture in self._captures.values():
+                capture.stop()
+            chores.join(timeout=10)
+            self._state = "stopped"
+            self._store([self._health()])
+            self._uplink.stop()
+            self._outbox.close()
+
+    def _capture(self, sensor: SensorSettings) -> Capture:
+        def make() -> Sensor:
+            return open_sensor(sensor, self._clock, self._start_ns, self._base)
+
+        return Capture(sensor.name, make, self._samples, self._clock)
+
+    def _step(self) -> None:
+        """One run of samples, or a quarter of a second without any."""
+        messages: list[Message] = []
+        with contextlib.suppress(queue.Empty):
+            samples = self._samples.get(timeout=0.25)
+            messages += self._pipeline.push(self._injector.apply(samples))
+        now = self._clock.now_ns()
+        messages += self._pipeline.tick(now)
+        if now >= self._health_due_ns:
+            self._health_due_ns = now + round(HEALTH_S * NS)
+            messages.append(self._health())
+        self._store(messages)
+
+    def _store(self, messages: list[Message]) -> None:
+        """A full disk must not stop the judging: what cannot be stored is told in health and tried no more."""
+        if not messages:
+            return
+        try:
+            self._outbox.put(messages)
+            self._store_problem = ""
+        except sqlite3.Error as error:
+            if not self._store_problem:
+                log.error("outbox: %d messages lost (%s); free the disk of state_dir", len(messages), error)
+            self._store_problem = f"outbox: cannot store ({error}); free the disk of state_dir"
+        self._uplink.wake()
+
+    def _chores(self, stop: threading.Event) -> None:
+        """What may take long, in its own thread: first encoders, commands, news from the repository."""
+        while not stop.is_set() and not self._begin():
+            stop.wait(RETRY_S)
+        poll_ns = self._clock.now_ns() + round(self._config.repository.poll_s * NS)
+        while not stop.is_set():
+            with contextlib.suppress(queue.Empty):
+                self._execute(self._commands.get(timeout=0.25))
+            if self._attempt("commissioning", self._changeover.finish_commissioning):
+                self._state = "watching"
+            if self._config.repository.url and self._clock.now_ns() >= poll_ns:
+                poll_ns = self._clock.now_ns() + round(self._config.repository.poll_s * NS)
+                for modality in self._changeover.modalities:
+                    self._attempt(modality, lambda m=modality: self._changeover.update(m))
+
+    def _begin(self) -> bool:
+        self._state = "waiting for encoders"
+        if not self._attempt("start", self._started):
+            return False
+        self._state = "commissioning" if self._pipeline.commissioning is not None else "watching"
+        self._health_due_ns = 0
+        return True
+
+    def _started(self) -> bool:
+        self._changeover.begin()
+        return True
+
+    def _attempt(self, what: str, work: Callable[[], T]) -> T | None:
+        """Do it; an error of ours is told in log and health, and leaves the last good state running."""
+        try:
+            done = work()
+        except LinesideError as error:
+            if str(error) != self._problem:
+                log.error("%s: %s", what, error)
+            self._problem = str(error)
+            return None
+        self._problem = ""
+        return done
+
+    def _take_command(self, command: Command) -> None:
+        try:
+            self._commands.put_nowait(command)
+        except queue.Full:
+            self._uplink.report(finished(command, "too many commands at once; send it again later"))
+
+    def _execute(self, command: Command) -> None:
+        self._uplink.report(msgspec.structs.replace(command, status="executing"))
+        reason = ""
+        try:
+            self._commanded(command)
+        except LinesideError as error:
+            reason = str(error)
+            log.error("command %s: %s", command.op, reason)
+        self._health_due_ns = 0
+        self._uplink.report(finished(command, reason))
+
+    def _commanded(self, command: Command) -> None:
+        modality = command.args.get("modality", "")
+        if command.op in {"update", "rollback"} and modality in self._changeover.modalities:
+            change = self._changeover.update if command.op == "update" else self._changeover.rollback
+            change(modality)
+        elif command.op == "fault" and self._config.device.allow_fault_injection:
+            self._inject(command)
+        else:
+            asked = f"{command.op} {command.args}"
+            mend = "known are update and rollback with a modality of the device, and fault where it is allowed"
+            raise LinesideError(self._config.device.id, f"does not do {asked}", mend)
+
+    def _inject(self, command: Command) -> None:
+        try:
+            seconds = min(float(command.args.get("seconds", "20")), 600.0)
+            self._injector.start(command.args.get("kind", ""), self._clock.now_ns() + round(seconds * NS))
+        except ValueError as error:
+            raise LinesideError("fault", str(error), "choose another kind or number of seconds") from error
+
+    def _health(self) -> Health:
+        counters = self._pipeline.counters
+        problems = [self._problem, self._store_problem, *(c.problem for c in self._captures.values())]
+        return Health(
+            device=self._config.device.id,
+            station=self._config.device.station,
+            agent=__version__,
+            time_ns=self._clock.now_ns(),
+            uptime_s=(self._clock.now_ns() - self._start_ns) / NS,
+            state=self._state,
+            sensors={name: self._sensor_health(name) for name in self._captures},
+            encoders=self._changeover.health(),
+            windows=sum(counters.windows.values()),
+            moments=counters.moments,
+            scores=counters.scores,
+            outbox_messages=self._outbox.messages,
+            outbox_bytes=self._outbox.bytes,
+            dropped_messages=self._outbox.dropped,
+            problems=[problem for problem in problems if problem],
+        )
+
+    def _sensor_health(self, name: str) -> SensorHealth:
+        capture, counters = self._captures[name], self._pipeline.counters
+        return SensorHealth(
+            modality=self._pipeline.modalities[name],
+            windows=counters.windows.get(name, 0),
+            dropped_samples=capture.dropped,
+            flags=sorted(counters.flags.get(name, frozenset())),
+            problem=capture.problem,
+        )

@@ -1,0 +1,159 @@
+"""Changing encoders while the line runs: fetch, verify, prove, learn normal anew, switch; or leave all as it was."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge.commissioning import Commissioning
+from edge.config import DeviceConfig
+from edge.encoder import Encoder
+from edge.ensemble import Ensemble, admit
+from edge.pipeline import Pipeline
+from edge.replay import commission
+from edge.slots import Slot, Slots
+from edge.updater import Updater
+from lineside.errors import ReleaseError
+from lineside.fusion import Normal
+from lineside.messages import EncoderHealth
+from lineside.recording import Recording
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Changeover:
+    """Owns which encoders the pipeline uses. Its methods are called by one thread, beside the running pipeline."""
+
+    config: DeviceConfig
+    base: Path
+    pipeline: Pipeline
+    slots: Slots
+    updater: Updater | None
+    commissioning: Commissioning | None = None
+
+    @property
+    def _kept(self) -> Path:
+        return self.base / self.config.device.state_dir / "commissioning.npz"
+
+    @property
+    def modalities(self) -> list[str]:
+        """The modalities that need an encoder."""
+        return sorted(set(self.pipeline.modalities.values()))
+
+    def begin(self) -> None:
+        """Bring encoders into the pipeline (from the slots, else from the repository), then normal running.
+
+        Without normal running yet, a configured recording is learned from; without one, live windows are: then
+        the pipeline commissions, and `finish_commissioning` ends it. Raises LinesideError when an encoder is
+        missing or refused.
+        """
+        encoders = self.load_encoders()
+        if self._kept.exists():
+            self._use(Commissioning.load(self._kept))
+        elif self.config.commissioning.recording:
+            recording = Recording(self.base / self.config.commissioning.recording)
+            self.learn(commission(self.config, Ensemble(encoders), recording))
+            if recording.problem:
+                log.warning("%s: %s", recording.path, recording.problem)
+        else:
+            self.pipeline.commissioning = Commissioning.begin(self.pipeline.modalities, encoders)
+
+    def load_encoders(self) -> dict[str, Encoder]:
+        """Put the encoders of the current slots into the pipeline, fetching those that are missing.
+
+        Raises LinesideError when one is missing or refused.
+        """
+        encoders: dict[str, Encoder] = {}
+        for modality in self.modalities:
+            if (slot := self.slots.current(modality)) is not None:
+                encoders = admit(Encoder.load(slot.path), encoders)
+            else:
+                encoders = admit(Encoder.load(self._fetched(modality).path), encoders)
+                self.slots.switch(modality)
+        self.pipeline.ensemble = Ensemble(encoders)
+        return encoders
+
+    def finish_commissioning(self) -> bool:
+        """When enough live moments have come, learn normal from them and begin to judge; True when that happened."""
+        live = self.pipeline.commissioning
+        wanted = self.config.commissioning.minutes * 60 / self.config.windows.hop_s
+        if live is None or len(live.moments) < wanted:
+            return False
+        self.pipeline.commissioning = None
+        self.learn(live)
+        return True
+
+    def learn(self, commissioning: Commissioning) -> None:
+        """Take this as normal running from now on, and keep it on the device."""
+        self._use(commissioning)
+        commissioning.save(self._kept)
+
+    def update(self, modality: str) -> str:
+        """Bring in what the repository names for one modality; the version now in use.
+
+        Raises ReleaseError when it is refused: the running encoder stays.
+        """
+        if self.updater is None:
+            raise ReleaseError("missing", modality, "no repository is configured", "set [repository] url")
+        slot = self.updater.fetch(modality)
+        if slot is not None:
+            self._change(slot)
+            self.slots.switch(modality)
+        return self._ensemble.versions[modality]
+
+    def rollback(self, modality: str) -> str:
+        """Go back to the encoder in the other slot, without any network; the version now in use."""
+        slot = self.slots.previous(modality)
+        if slot is None:
+            mend = "publish the wanted version again and roll it out"
+            raise ReleaseError("missing", modality, "there is no previous encoder to go back to", mend)
+        self._change(slot)
+        self.slots.rollback(modality)
+        return self._ensemble.versions[modality]
+
+    def health(self) -> dict[str, EncoderHealth]:
+        """Encoders in use, by modality."""
+        running: Mapping[str, Encoder] = self.pipeline.ensemble.encoders if self.pipeline.ensemble else {}
+        return {modality: self._health(modality, encoder) for modality, encoder in running.items()}
+
+    @property
+    def _ensemble(self) -> Ensemble:
+        if self.pipeline.ensemble is None:
+            raise ReleaseError("missing", "encoders", "none is in use yet", "wait until the first release is fetched")
+        return self.pipeline.ensemble
+
+    def _fetched(self, modality: str) -> Slot:
+        slot = self.updater.fetch(modality) if self.updater else None
+        if slot is None:
+            mend = "publish one, and set [repository] url"
+            raise ReleaseError("missing", modality, "no encoder on this device yet", mend)
+        return slot
+
+    def _change(self, slot: Slot) -> None:
+        """Prove the encoder in `slot`, learn normal with it, and put it into the pipeline between two moments."""
+        encoders = admit(Encoder.load(slot.path), self._ensemble.encoders)
+        self.pipeline.ensemble = Ensemble(encoders, self._normal(encoders))
+        log.info("%s is in use", encoders[slot.modality].card.name)
+
+    def _use(self, commissioning: Commissioning) -> None:
+        self.commissioning = commissioning
+        encoders = self._ensemble.encoders
+        self.pipeline.ensemble = Ensemble(encoders, self._normal(encoders))
+
+    def _normal(self, encoders: Mapping[str, Encoder]) -> Normal | None:
+        if self.commissioning is None:
+            return None
+        return self.commissioning.normal(encoders, self.config.commissioning.coreset)
+
+    def _health(self, modality: str, encoder: Encoder) -> EncoderHealth:
+        now, before = self.slots.current(modality), self.slots.previous(modality)
+        return EncoderHealth(
+            version=str(encoder.card.version),
+            previous=str(before.version) if before else "",
+            sha256=now.sha256 if now else "",
+            space=encoder.card.space,
+            provider=encoder.provider,
+        )

@@ -1,0 +1,98 @@
+"""Commissioning: prepared windows of normal running, kept on the device.
+
+Kept as encoder inputs, not as embeddings, so that a new encoder learns the same normal running in its own
+terms, on the device, before it is switched in. Nothing of it leaves the device.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.encoder import Encoder
+from lineside.errors import LinesideError, RecordingError
+from lineside.files import write_atomic
+from lineside.fusion import MIN_MOMENTS, Normal
+
+BATCH = 64
+
+
+@dataclass
+class Commissioning:
+    """Moments of normal running: per sensor its prepared window, or None where the sensor was absent or flagged.
+
+    `fingerprints` names the preparation per sensor; a window of another preparation is not comparable.
+    """
+
+    modalities: dict[str, str]
+    fingerprints: dict[str, str]
+    moments: list[dict[str, NDArray[np.generic]]] = field(default_factory=list)
+
+    @classmethod
+    def begin(cls, modalities: Mapping[str, str], encoders: Mapping[str, Encoder]) -> Commissioning:
+        """An empty set for these sensors (name -> modality), prepared as these encoders (by modality) want it."""
+        prints = {sensor: encoders[modality].card.prepare_sha256 for sensor, modality in modalities.items()}
+        return cls(dict(modalities), prints)
+
+    def add(self, prepared: dict[str, NDArray[np.generic]]) -> None:
+        """Take the prepared windows of one moment; an empty moment is passed over."""
+        if prepared:
+            self.moments.append(prepared)
+
+    def normal(self, encoders: Mapping[str, Encoder], coreset: int) -> Normal:
+        """Normal running as these encoders see it. Raises LinesideError when they cannot, or it is too short."""
+        embeddings = {}
+        for sensor, modality in self.modalities.items():
+            encoder = encoders[modality]
+            if encoder.card.prepare_sha256 != self.fingerprints[sensor]:
+                reason = f"{encoder.card.name} prepares windows otherwise than at commissioning"
+                raise LinesideError(sensor, reason, "commission again: `lineside edge commission`")
+            embeddings[sensor] = self._embed(sensor, encoder)
+        try:
+            return Normal.fit(embeddings, coreset)
+        except ValueError as error:
+            mend = f"commission on more than {MIN_MOMENTS} moments of normal running"
+            raise LinesideError("commissioning", str(error), mend) from error
+
+    def _embed(self, sensor: str, encoder: Encoder) -> NDArray[np.float32]:
+        rows = np.full((len(self.moments), encoder.card.dim), np.nan, np.float32)
+        have = [i for i, moment in enumerate(self.moments) if sensor in moment]
+        for start in range(0, len(have), BATCH):
+            part = have[start : start + BATCH]
+            rows[part] = encoder.embed(np.stack([self.moments[i][sensor] for i in part]))
+        return rows
+
+    def save(self, path: Path) -> None:
+        """Write the set as one npz file, atomically."""
+        arrays: dict[str, NDArray[np.generic]] = {}
+        for sensor, modality in self.modalities.items():
+            have = [i for i, moment in enumerate(self.moments) if sensor in moment]
+            arrays[f"{sensor}:about"] = np.array([modality, self.fingerprints[sensor]])
+            arrays[f"{sensor}:index"] = np.array(have, np.int64)
+            arrays[f"{sensor}:windows"] = np.stack([self.moments[i][sensor] for i in have]) if have else np.zeros(0)
+        buffer = io.BytesIO()
+        np.savez(buffer, count=np.array(len(self.moments)), **arrays)  # type: ignore[arg-type]
+        write_atomic(path, buffer.getvalue(), mode=0o600)
+
+    @classmethod
+    def load(cls, path: Path) -> Commissioning:
+        """Read a set that `save` wrote. Raises RecordingError when the file is damaged."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                sensors = [key.removesuffix(":about") for key in file.files if key.endswith(":about")]
+                about = {sensor: [str(value) for value in file[f"{sensor}:about"]] for sensor in sensors}
+                moments: list[dict[str, NDArray[np.generic]]] = [{} for _ in range(int(file["count"]))]
+                for sensor in sensors:
+                    windows = file[f"{sensor}:windows"]
+                    for place, i in enumerate(file[f"{sensor}:index"]):
+                        moments[int(i)][sensor] = windows[place]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            mend = "delete it and commission again"
+            raise RecordingError(str(path), f"commissioning cannot be read ({error})", mend) from error
+        return cls({s: a[0] for s, a in about.items()}, {s: a[1] for s, a in about.items()}, moments)

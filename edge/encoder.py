@@ -1,0 +1,55 @@
+"""An encoder file behind one method: prepared windows in, unit-norm embeddings out, through ONNX Runtime."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from lineside import features, release
+from lineside.errors import ReleaseError
+from lineside.windows import Window
+
+PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """One loaded encoder; `provider` is the runtime that really executes it, read back from the session."""
+
+    card: release.Card
+    spec: features.Prepare
+    provider: str
+    _session: Any
+
+    @classmethod
+    def load(cls, path: Path, threads: int = 1) -> Encoder:
+        """Open an encoder file whose hash the caller has verified.
+
+        Raises ReleaseError with check `runtime` when ONNX Runtime refuses it, `card` or `prepare` for its metadata.
+        """
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        wanted = [name for name in PROVIDERS if name in onnxruntime.get_available_providers()]
+        try:
+            session = onnxruntime.InferenceSession(str(path), options, providers=wanted)
+        except Exception as error:  # the runtime raises classes of its own that share no base
+            mend = "export it again for this runtime"
+            raise ReleaseError("runtime", path.name, f"ONNX Runtime refuses it ({error})", mend) from error
+        card = release.from_metadata(session.get_modelmeta().custom_metadata_map, path.name)
+        spec = features.from_json(card.prepare)
+        return cls(card, spec, session.get_providers()[0], session)
+
+    def embed(self, batch: NDArray[np.generic]) -> NDArray[np.float32]:
+        """Prepared windows (n, *features.shape(spec)) to unit-norm embeddings (n, dim)."""
+        (got,) = self._session.run(["embedding"], {"window": batch})
+        return np.asarray(got, np.float32)
+
+    def prepare(self, window: Window) -> NDArray[np.generic]:
+        """One raw window to one input of this encoder. Raises ValueError when it does not fit."""
+        return features.prepare(self.spec, window)

@@ -1,0 +1,57 @@
+"""The encoders in use with the normal running that belongs to just these: chosen, tested and swapped as one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.encoder import Encoder
+from lineside.fusion import Judgement, Normal
+from lineside.release import accept, self_test
+from lineside.windows import Window
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Encoders by modality; `normal` is None until commissioning is done."""
+
+    encoders: Mapping[str, Encoder]
+    normal: Normal | None = None
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Version of the encoder in use, by modality."""
+        return {modality: str(encoder.card.version) for modality, encoder in self.encoders.items()}
+
+    def prepare(self, windows: Mapping[str, Window]) -> dict[str, NDArray[np.generic]]:
+        """Encoder inputs of the good windows of one moment, by sensor."""
+        return {name: self.encoders[window.modality].prepare(window) for name, window in windows.items()}
+
+    def embed(self, windows: Mapping[str, Window]) -> dict[str, NDArray[np.float32]]:
+        """Unit-norm embeddings (dim,) of the good windows of one moment, by sensor.
+
+        Each is rounded to float16, as it travels: what is judged is what is sent, so that an alarm can be replayed
+        from what the hub keeps.
+        """
+        prepared = self.prepare(windows)
+        return {
+            name: self.encoders[window.modality].embed(prepared[name][None])[0].astype("<f2").astype(np.float32)
+            for name, window in windows.items()
+        }
+
+    def judge(self, embeddings: Mapping[str, NDArray[np.float32]]) -> Judgement | None:
+        """What the moment means; None before commissioning, or for sensors never seen together."""
+        return self.normal.judge(embeddings) if self.normal is not None else None
+
+
+def admit(candidate: Encoder, running: Mapping[str, Encoder]) -> dict[str, Encoder]:
+    """The encoders as they would be with `candidate` among them, after its card and its golden vectors passed.
+
+    Raises ReleaseError naming the check; nothing has changed then.
+    """
+    accept(candidate.card, {modality: encoder.card for modality, encoder in running.items()})
+    self_test(candidate.card, candidate.embed)
+    return {**running, candidate.card.modality: candidate}

@@ -1,0 +1,146 @@
+"""From samples to messages: cut, check, join, embed, judge, alarm. No thread, no clock, no network in here.
+
+The same pipeline serves live sensors and recordings; what it decides depends on the samples alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edge import evidence
+from edge.alarm import Alarms
+from edge.commissioning import Commissioning
+from edge.config import DeviceConfig
+from edge.ensemble import Ensemble
+from lineside import wire
+from lineside.clock import NS
+from lineside.fusion import Judgement
+from lineside.messages import Alarm, Embedding, Embeddings, Message, Score
+from lineside.quality import Quality
+from lineside.windows import Cutter, Moment, Moments, Samples, Window
+
+
+@dataclass
+class Counters:
+    """What went through since the start."""
+
+    windows: dict[str, int] = field(default_factory=dict)
+    flags: dict[str, frozenset[str]] = field(default_factory=dict)
+    moments: int = 0
+    scores: int = 0
+
+
+class Pipeline:
+    """One station of one device.
+
+    `ensemble` may be replaced by another thread: it is read once a moment, so that no moment mixes two of them.
+    While `commissioning` is set, good moments go there.
+    """
+
+    def __init__(self, config: DeviceConfig) -> None:
+        length, hop = (round(s * NS) for s in (config.windows.length_s, config.windows.hop_s))
+        self._config = config
+        self.modalities: dict[str, str] = {sensor.name: sensor.modality for sensor in config.sensors}
+        self._cutters = {name: Cutter(length, hop) for name in self.modalities}
+        self._quality = Quality()
+        self._join = Moments(tuple(self.modalities), patience_ns=length)
+        self._hop_ns, self._length_ns = hop, length
+        self._heard_ns = 0
+        self._alarms = Alarms.begin(config)
+        self.ensemble: Ensemble | None = None
+        self.commissioning: Commissioning | None = None
+        self.counters = Counters()
+
+    def push(self, samples: Samples) -> list[Message]:
+        """Take the next run of samples of one sensor; give the messages that it leads to."""
+        out: list[Message] = []
+        for window in self._cutters[samples.sensor].push(samples):
+            flags = self._quality.flags(window)
+            self.counters.windows[window.sensor] = self.counters.windows.get(window.sensor, 0) + 1
+            self.counters.flags[window.sensor] = flags
+            for moment in self._join.push(replace(window, flags=flags)):
+                out += self._moment(moment)
+        return out
+
+    def tick(self, now_ns: int) -> list[Message]:
+        """Let time pass without samples: when every sensor is away, each missing window still counts."""
+        out: list[Message] = []
+        if not self._heard_ns:
+            self._heard_ns = now_ns + 4 * self._length_ns  # cameras and microphones need a while to begin
+        while now_ns - self._heard_ns > 3 * self._length_ns:
+            self._heard_ns += self._hop_ns
+            out += self._alarms.hear_sensors(self._heard_ns, dict.fromkeys(self.modalities, ("absent",)), {})
+        return out
+
+    def flush(self) -> list[Message]:
+        """The messages of what is left at the end of a recording."""
+        return [message for moment in self._join.flush() for message in self._moment(moment)]
+
+    def _moment(self, moment: Moment) -> list[Message]:
+        self.counters.moments += 1
+        self._heard_ns = moment.end_ns
+        ensemble = self.ensemble
+        bad = {name: _problems(moment, name) for name in self.modalities}
+        good = {name: moment.windows[name] for name, problems in bad.items() if not problems}
+        alarms = self._alarms.hear_sensors(moment.end_ns, bad, ensemble.versions if ensemble else {})
+        out: list[Message] = []
+        if ensemble is not None and good:
+            if self.commissioning is not None:
+                self.commissioning.add(ensemble.prepare(good))
+            vectors = ensemble.embed(good)
+            out.append(self._embeddings(moment, vectors, ensemble))
+            if (judgement := ensemble.judge(vectors)) is not None:
+                score = self._score(moment, judgement, {n: ", ".join(p) for n, p in bad.items() if p}, ensemble)
+                self.counters.scores += 1
+                out.append(score)
+                alarms += self._alarms.hear_score(score)
+        return out + [self._with_evidence(alarm, moment) for alarm in alarms]
+
+    def _embeddings(self, moment: Moment, vectors: Mapping[str, NDArray[np.float32]], ensemble: Ensemble) -> Embeddings:
+        made = []
+        for name, vector in vectors.items():
+            modality = self.modalities[name]
+            card = ensemble.encoders[modality].card
+            made.append(Embedding(name, modality, str(card.version), card.space, wire.pack(vector)))
+        return Embeddings(
+            device=self._config.device.id,
+            station=self._config.device.station,
+            start_ns=moment.start_ns,
+            end_ns=moment.end_ns,
+            embeddings=made,
+        )
+
+    def _score(self, moment: Moment, judged: Judgement, absent: dict[str, str], ensemble: Ensemble) -> Score:
+        return Score(
+            device=self._config.device.id,
+            station=self._config.device.station,
+            start_ns=moment.start_ns,
+            end_ns=moment.end_ns,
+            evidence=judged.evidence,
+            p_value=judged.p_value,
+            limit=self._config.alarm.p_limit,
+            contributions=judged.contributions,
+            without=judged.without,
+            agreements=judged.agreements,
+            modalities=self.modalities,
+            absent=absent,
+            versions=ensemble.versions,
+            skew_ms=moment.skew_ns / 1e6,
+        )
+
+    def _with_evidence(self, alarm: Alarm, moment: Moment) -> Alarm:
+        if not self._config.device.evidence or alarm.state != "raised":
+            return alarm
+        pictures = {name: evidence.picture(window) for name, window in moment.windows.items()}
+        return msgspec.structs.replace(alarm, pictures=pictures)
+
+
+def _problems(moment: Moment, sensor: str) -> tuple[str, ...]:
+    """What keeps a sensor out of the fusion of one moment: nothing, its flags, or its absence."""
+    window: Window | None = moment.windows.get(sensor)
+    return tuple(sorted(window.flags)) if window is not None else ("absent",)

@@ -1,0 +1,120 @@
+"""Make a recording: from this device's sensors, or from files of others."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from edge import importers
+from edge.capture import Capture
+from edge.config import DeviceConfig, SensorSettings
+from edge.replay import simulated
+from edge.sensors.base import Sensor
+from edge.sensors.table import open_sensor
+from lineside.cli import tell
+from lineside.clock import NS, Clock
+from lineside.errors import SensorError
+from lineside.recording import About, Label, Recorder
+from lineside.windows import Samples
+
+QUEUE_RUNS = 1000
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """What a recording holds: samples by sensor, labels, capture seconds, and what could not be read or was lost."""
+
+    samples: dict[str, int]
+    labels: int
+    seconds: float
+    warnings: list[str]
+
+
+def from_files(source: Path, out: Path, *, rate_hz: float, split: str, limit: int) -> Recorded:
+    """Import `source` (see edge.importers) into the MCAP file `out`. Raises RecordingError."""
+    read = importers.read(source, rate_hz=rate_hz, split=split, limit=limit)
+    return _write(out, read.about, read.stream, read.warnings)
+
+
+def from_sensors(
+    config: DeviceConfig, base: Path, out: Path, seconds: float, fast: bool, clock: Clock, stop: threading.Event
+) -> Recorded:
+    """Record the device's sensors for `seconds`, or until `stop`; `fast` is for simulated ones.
+
+    Raises SensorError when no sensor gives anything.
+    """
+    about = About(
+        station=config.device.station,
+        source=config.device.id,
+        sensors={sensor.name: sensor.modality for sensor in config.sensors},
+        length_s=config.windows.length_s,
+        hop_s=config.windows.hop_s,
+    )
+    warnings: list[str] = []
+    if fast:
+        return _write(out, about, simulated(config, base, _whole_second(clock), seconds), warnings)
+    return _write(out, about, _live(config, base, seconds, clock, stop, warnings), warnings)
+
+
+def _whole_second(clock: Clock) -> int:
+    return clock.now_ns() // NS * NS
+
+
+def _live(
+    config: DeviceConfig, base: Path, seconds: float, clock: Clock, stop: threading.Event, warnings: list[str]
+) -> Iterator[Samples]:
+    arrived: queue.Queue[Samples] = queue.Queue(QUEUE_RUNS)
+    start_ns = clock.now_ns()
+
+    def capture(sensor: SensorSettings) -> Capture:
+        def make() -> Sensor:
+            return open_sensor(sensor, clock, start_ns, base)
+
+        return Capture(sensor.name, make, arrived, clock)
+
+    captures = [capture(sensor) for sensor in config.sensors]
+    for each in captures:
+        each.start()
+    try:
+        while not stop.is_set() and clock.now_ns() < start_ns + round(seconds * NS):
+            try:
+                yield arrived.get(timeout=0.25)
+            except queue.Empty:
+                if all(each.ended for each in captures):
+                    return
+    finally:
+        for each in captures:
+            each.stop()
+            if each.problem:
+                warnings.append(each.problem)
+            if each.dropped:
+                warnings.append(f"{each.name}: {each.dropped} samples dropped, the disk was too slow")
+
+
+def _write(out: Path, about: About, stream: Iterable[Samples | Label], warnings: list[str]) -> Recorded:
+    """Write to a file beside `out` and rename it when it is whole; what was read before an error is kept as `.part`."""
+    part = out.with_name(out.name + ".part")
+    counts: Counter[str] = Counter()
+    labels, first_ns, last_ns = 0, 0, 0
+    with Recorder(part, about) as recorder:
+        for item in stream:
+            if isinstance(item, Label):
+                recorder.label(item)
+                labels += 1
+                continue
+            recorder.write(item)
+            counts[item.sensor] += len(item.data)
+            first_ns, last_ns = min(first_ns or item.start_ns, item.start_ns), max(last_ns, item.end_ns)
+            tell(f"{out.name}: {(last_ns - first_ns) / NS:.0f} s")
+    tell("")
+    if not counts:
+        part.unlink()
+        reason = "; ".join(warnings) or "no sensor gave a sample"
+        raise SensorError(str(out), reason, "run `lineside edge doctor`")
+    os.replace(part, out)
+    return Recorded(dict(counts), labels, (last_ns - first_ns) / NS, warnings)

@@ -1,0 +1,77 @@
+"""From rows of scores and flags to alarms: edge.alarm."""
+
+from edge.alarm import AnomalyAlarm, SensorAlarm
+from edge.config import AlarmSettings
+from lineside.messages import Score
+
+SETTINGS = AlarmSettings(p_limit=0.01, raise_count=3, of=4, p_clear=0.05, clear_count=2, sensor_count=2)
+
+
+def score(i, p):
+    return Score(
+        device="d",
+        station="press",
+        start_ns=i,
+        end_ns=i + 1,
+        evidence=10.0,
+        p_value=p,
+        limit=0.01,
+        contributions={"cam0": 2.0, "mic0": 8.0},
+        without={},
+        agreements={},
+        modalities={"cam0": "camera", "mic0": "microphone"},
+        absent={},
+        versions={"camera": "1"},
+        skew_ms=0.0,
+    )
+
+
+def run(ps):
+    state, changes = AnomalyAlarm(SETTINGS), []
+    for i, p in enumerate(ps):
+        state, change = state.hear(score(i, p))
+        if change:
+            changes.append((i, change))
+    return changes
+
+
+def test_it_rises_after_enough_strange_moments_and_names_the_top_sensor():
+    [(at, alarm)] = run([0.5, 0.005, 0.5, 0.005, 0.005])
+    assert (at, alarm.state, alarm.top_sensor, alarm.top_modality) == (4, "raised", "mic0", "microphone")
+    assert alarm.onset_ns == 1
+    assert "80%" in alarm.text
+    assert alarm.limits == {"p_limit": 0.01, "raise_count": 3, "of": 4}
+
+
+def test_single_strange_moments_raise_nothing():
+    assert run([0.005, 0.5, 0.5, 0.5] * 20) == []
+
+
+def test_it_is_cleared_once_by_calm_and_keeps_its_key():
+    changes = run([0.001] * 10 + [0.03] * 5 + [0.5, 0.03, 0.5, 0.5, 0.5])
+    assert [(i, c.state) for i, c in changes] == [(2, "raised"), (18, "cleared")]
+    assert changes[0][1].key == changes[1][1].key
+
+
+def test_a_new_event_has_a_new_key():
+    changes = run([0.001] * 4 + [0.5] * 4 + [0.001] * 4)
+    assert [c.state for _, c in changes] == ["raised", "cleared", "raised"]
+    assert changes[0][1].key != changes[2][1].key
+
+
+def sensor_run(rows):
+    state, changes = SensorAlarm(SETTINGS, "press", "d", "mic0", "microphone"), []
+    for i, problems in enumerate(rows):
+        state, change = state.hear(i, problems, {})
+        if change:
+            changes.append((i, change))
+    return changes
+
+
+def test_a_muted_microphone_is_named_with_its_mend_and_comes_back():
+    rows = [(), ("silent",), (), ("silent",), ("silent",), ("silent",), (), (), ()]
+    (at, raised), (back, cleared) = sensor_run(rows)
+    assert (at, raised.kind, raised.subject, raised.state) == (4, "sensor", "mic0", "raised")
+    assert "muted or unplugged" in raised.text
+    assert (back, cleared.state, cleared.key) == (7, "cleared", raised.key)
+    assert raised.onset_ns == 3

@@ -1,0 +1,57 @@
+"""The house itself: names, imports, commands."""
+
+import subprocess
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = {"lineside", "edge", "trainer", "export", "deploy", "hub", "demo"}
+
+
+def test_only_our_folders_are_packages():
+    found = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert found == PACKAGES
+
+
+def test_our_names_belong_to_our_distribution_alone():
+    owners = packages_distributions()
+    for package in PACKAGES - {"demo"}:
+        assert set(owners.get(package, ["lineside"])) == {"lineside"}
+
+
+@pytest.mark.parametrize("part", ["edge", "train", "export", "deploy", "hub"])
+def test_every_part_has_commands_with_help_and_does_not_wait_for_torch(part):
+    code = (
+        "import sys\nsys.argv = ['lineside', %r, '--help']\nfrom lineside.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'\n" % part
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
+
+
+def test_an_error_is_one_line_with_its_exit_code(tmp_path):
+    command = [sys.executable, "-m", "lineside", "edge", "check", "--config", str(tmp_path / "no.toml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("lineside: ")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "give the path of a TOML file" in done.stderr
+
+
+def test_the_version_is_told():
+    done = subprocess.run([sys.executable, "-m", "lineside", "--version"], capture_output=True, text=True, check=True)
+    from lineside import __version__
+
+    assert done.stdout.strip() == f"lineside {__version__}"
+    assert f'version = "{__version__}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_every_source_file_begins_by_saying_what_it_is():
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            assert path.read_text().startswith('"""'), path
