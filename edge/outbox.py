@@ -16,6 +16,7 @@ from pathlib import Path
 from lineside import wire
 from lineside.clock import Clock
 from lineside.messages import Message, Tombstone
+from lineside.ranges import merge
 
 # What goes first when the disk is full. Alarms are in no row of it: they are never dropped.
 DROP_ORDER: tuple[tuple[str, ...], ...] = (
@@ -146,20 +147,5 @@ class Outbox:
         self._delete([(seq, len(payload)) for seq, _, payload in rows])
         self.dropped += len(lost)
         now = self._clock.now_ns()
-        self._insert(Tombstone(device=self._device, ranges=merged(gone), reason="outbox full", time_ns=now))
+        self._insert(Tombstone(device=self._device, ranges=merge(gone), reason="outbox full", time_ns=now))
         return True
-
-
-def merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Ranges of whole numbers, both ends included, sorted and joined where they touch.
-
-    >>> merged([(4, 6), (1, 2), (3, 3), (9, 9)])
-    [(1, 6), (9, 9)]
-    """
-    joined: list[tuple[int, int]] = []
-    for first, last in sorted(ranges):
-        if joined and first <= joined[-1][1] + 1:
-            joined[-1] = (joined[-1][0], max(last, joined[-1][1]))
-        else:
-            joined.append((first, last))
-    return joined

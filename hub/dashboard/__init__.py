@@ -1,0 +1,1 @@
+"""The line dashboard: pages for people, a read API for programs, the release repository for devices."""

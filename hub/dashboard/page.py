@@ -1,0 +1,86 @@
+"""The line page: one look of the hub, shown twice a second."""
+
+from __future__ import annotations
+
+from nicegui import app, run, ui
+
+from hub.alarms import Event
+from hub.dashboard import controls, style
+from hub.dashboard.charts import Charts
+from hub.dashboard.events import Events
+from hub.dashboard.panels import Encoders, Header, Sensors, Tile
+from hub.line import Hub
+from hub.watch import Line
+from lineside.messages import EncoderHealth
+
+TICK_S = 0.5
+OPERATOR = "operator"
+
+
+def mount(hub: Hub) -> None:
+    """Add the page and its assets, all of them local: a plant has no way to a CDN."""
+    app.add_static_files("/assets", style.ASSETS)
+
+    @ui.page("/")
+    def line_page() -> None:
+        ui.add_head_html('<link rel="stylesheet" href="/assets/line.css"><script src="/assets/live.js"></script>')
+        ui.colors(primary=style.BUTTON)
+        page = Page(hub)
+        ui.timer(TICK_S, page.tick)
+
+
+class Page:
+    """One open page; which device's charts it shows is its own."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._chosen = ""
+        self._tiles: dict[str, Tile] = {}
+        self._order: list[str] = []
+        self._header = Header(hub)
+        self._row = ui.element("div").classes("l-tiles")
+        if hub.plant.hub.demo:
+            controls.fault_panel(hub, lambda: self._chosen)
+        self._charts = Charts(hub)
+        self._events = Events(self._acknowledge)
+        with ui.element("div").classes("l-two"):
+            self._sensors = Sensors()
+            self._encoders = Encoders(self._roll_back)
+        self._show(hub.look())
+
+    async def tick(self) -> None:
+        """Look in a thread, so that a slow database holds up no other page."""
+        if (line := await run.io_bound(self._hub.look)) is not None:
+            self._show(line)
+
+    def _show(self, line: Line) -> None:
+        self._header.show(line)
+        self._show_tiles(line)
+        self._charts.show(line, line.station(self._chosen))
+        self._events.show(line)
+        self._sensors.show(line)
+        self._encoders.show(line)
+
+    def _show_tiles(self, line: Line) -> None:
+        """Worst station first; without a choice of the operator's the worst one is on the charts."""
+        order = [station.device for station in line.stations]
+        self._chosen = self._chosen or order[0]
+        for device in order:
+            if device not in self._tiles:
+                with self._row:
+                    self._tiles[device] = Tile(device, self._choose)
+        for place, station in enumerate(line.stations):
+            self._tiles[station.device].show(line, station, chosen=station.device == self._chosen)
+            if order != self._order:
+                self._tiles[station.device].move(place)
+        self._order = order
+
+    def _choose(self, device: str) -> None:
+        self._chosen = device
+
+    def _acknowledge(self, event: Event) -> None:
+        self._hub.acknowledge(event.raised.device, event.raised.key, OPERATOR)
+        self._show(self._hub.look())
+
+    async def _roll_back(self, device: str, modality: str, encoder: EncoderHealth) -> None:
+        await controls.roll_back(self._hub, device, modality, encoder)

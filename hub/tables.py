@@ -1,0 +1,119 @@
+"""What the hub keeps: one table a kind of stored message, and the columns taken out of each message for queries.
+
+`body` is the payload as it came over the wire, so that every alarm can be replayed bit for bit later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import BigInteger, Column, Float, Index, LargeBinary, MetaData, String, Table
+
+from lineside.errors import WireError
+from lineside.messages import Embeddings
+
+METADATA = MetaData()
+INT64_MAX = 2**63 - 1
+TEXT_MAX = 400
+
+
+def _stored(name: str, *columns: Column[Any]) -> Table:
+    """A table of one message a row, numbered as its device numbered it; `received_ns` is the hub's own time."""
+    return Table(
+        name,
+        METADATA,
+        Column("device", String, primary_key=True),
+        Column("epoch", BigInteger, primary_key=True, autoincrement=False),
+        Column("seq", BigInteger, primary_key=True, autoincrement=False),
+        Column("received_ns", BigInteger, nullable=False),
+        *columns,
+        Column("body", LargeBinary, nullable=False),
+    )
+
+
+def _text(name: str) -> Column[str]:
+    return Column(name, String, nullable=False)
+
+
+def _time(name: str) -> Column[int]:
+    return Column(name, BigInteger, nullable=False)
+
+
+EMBEDDINGS = _stored("embeddings", _text("station"), _time("start_ns"), _text("modalities"))
+SCORES = _stored("scores", _text("station"), _time("start_ns"), Column("p_value", Float, nullable=False))
+ALARMS = _stored("alarms", _text("station"), _text("key"), _text("state"), _time("time_ns"))
+HEALTH = _stored("health", _text("station"), _time("time_ns"))
+TOMBSTONES = _stored("tombstones", _time("time_ns"))
+ACKNOWLEDGEMENTS = Table(
+    "acknowledgements",
+    METADATA,
+    Column("device", String, primary_key=True),
+    Column("key", String, primary_key=True),
+    _text("who"),
+    _time("time_ns"),
+)
+Index("embeddings_by_time", EMBEDDINGS.c.device, EMBEDDINGS.c.start_ns)
+Index("scores_by_time", SCORES.c.device, SCORES.c.start_ns)
+Index("scores_by_arrival", SCORES.c.device, SCORES.c.received_ns)
+Index("alarms_by_key", ALARMS.c.device, ALARMS.c.key)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where one kind of message is kept, and its own columns."""
+
+    table: Table
+    columns: Callable[[Any], dict[str, Any]]
+
+
+KEPT: dict[str, Kept] = {
+    "embedding": Kept(
+        EMBEDDINGS, lambda m: {"station": m.station, "start_ns": m.start_ns, "modalities": modalities_text(m)}
+    ),
+    "score": Kept(SCORES, lambda m: {"station": m.station, "start_ns": m.start_ns, "p_value": m.p_value}),
+    "alarm": Kept(ALARMS, lambda m: {"station": m.station, "key": m.key, "state": m.state, "time_ns": m.time_ns}),
+    "health": Kept(HEALTH, lambda m: {"station": m.station, "time_ns": m.time_ns}),
+    "tombstone": Kept(TOMBSTONES, lambda m: {"time_ns": m.time_ns}),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One message on its way into its table."""
+
+    kind: str
+    values: dict[str, Any]
+
+    @property
+    def place(self) -> tuple[str, int, int]:
+        """Device, epoch and sequence number."""
+        return self.values["device"], self.values["epoch"], self.values["seq"]
+
+
+def row(kind: str, message: Any, payload: bytes, received_ns: int) -> Row:
+    """The row of one decoded message.
+
+    Raises WireError for a value that a database refuses (beyond 64 bits, a NUL, a text of more than 400 characters):
+    one such row would make its whole batch fail, again and again.
+    """
+    head = {"device": message.device, "epoch": message.epoch, "seq": message.seq, "received_ns": received_ns}
+    values = {**head, **KEPT[kind].columns(message)}
+    for name, value in values.items():
+        if isinstance(value, int) and not 0 <= value <= INT64_MAX:
+            raise WireError(kind, f"{name} {value} is not in 0..2^63-1", "update the sender")
+        if isinstance(value, str) and ("\0" in value or len(value) > TEXT_MAX):
+            raise WireError(kind, f"{name} has a NUL or more than {TEXT_MAX} characters", "update the sender")
+    return Row(kind, {**values, "body": payload})
+
+
+def modalities_text(message: Embeddings) -> str:
+    """The modalities of a moment, each between commas, so that one can be found with LIKE.
+
+    >>> from lineside.messages import Embedding
+    >>> one = Embedding("cam0", "camera", "v1", "s", b"")
+    >>> modalities_text(Embeddings(device="d", station="s", start_ns=0, end_ns=1, embeddings=[one]))
+    ',camera,'
+    """
+    return "," + "".join(f"{name}," for name in sorted({each.modality for each in message.embeddings}))
