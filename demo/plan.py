@@ -73,6 +73,9 @@ epochs = {epochs}
 length_s = {line.length_s}
 hop_s = {line.hop_s}
 
+[protection]
+epsilon = 1e-4
+
 [[recordings]]
 path = "{recording}"
 from_s = {from_s}

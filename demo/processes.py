@@ -56,8 +56,9 @@ class Processes:
         self._running.clear()
 
     def _last_line(self, name: str) -> str:
-        lines = (self._folder / f"{name}.log").read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "failed without a word"
+        lines = (self._folder / f"{name}.log").read_text(errors="replace").splitlines()
+        words = [line.strip("\r │") for line in lines if any(letter.isalnum() for letter in line)]
+        return words[-1] if words else "failed without a word"
 
 
 def _lineside() -> list[str]:

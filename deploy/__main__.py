@@ -40,14 +40,15 @@ def init(
     mqtt_port: Annotated[int, typer.Option(help="Port of the broker.")] = 1883,
     hub_port: Annotated[int, typer.Option(help="Port of the dashboard.")] = 8080,
     demo: Annotated[bool, typer.Option("--demo", help="Show the panel that injects faults.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write the plant file, keys, repository and passwords; whatever is there already is kept.
 
     Example: lineside deploy init plant --site line1 --device edge-1 --modality camera --modality microphone
     """
     asked = begin.Asked(site, tuple(device or ()), tuple(modality or MODALITIES), mqtt_port, hub_port, demo)
-    for line in begin.begin(folder, asked, SystemClock()):
-        typer.echo(line)
+    told = begin.begin(folder, asked, SystemClock())
+    typer.echo(msgspec.json.encode({"told": told}) if as_json else "\n".join(told))
 
 
 @app.command()

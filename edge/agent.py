@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import queue
 import sqlite3
@@ -45,7 +46,8 @@ class Agent:
         self._config, self._base, self._clock = config, base, clock
         self._start_ns = clock.now_ns()
         self._health_due_ns = 0
-        self._state, self._problem, self._store_problem = "starting", "", ""
+        self._state = "starting"
+        self._problems: dict[str, str] = {}  # by what was attempted; empty while all is well
         state = base / config.device.state_dir
         self._samples: queue.Queue[Samples] = queue.Queue(QUEUE_RUNS)
         self._commands: queue.Queue[Command] = queue.Queue(32)
@@ -103,11 +105,9 @@ class Agent:
             return
         try:
             self._outbox.put(messages)
-            self._store_problem = ""
+            self._problems.pop("outbox", None)
         except sqlite3.Error as error:
-            if not self._store_problem:
-                log.error("outbox: %d messages lost (%s); free the disk of state_dir", len(messages), error)
-            self._store_problem = f"outbox: cannot store ({error}); free the disk of state_dir"
+            self._tell("outbox", f"outbox: cannot store ({error}); free the disk of state_dir")
         self._uplink.wake()
 
     def _chores(self, stop: threading.Event) -> None:
@@ -123,7 +123,7 @@ class Agent:
             if self._config.repository.url and self._clock.now_ns() >= poll_ns:
                 poll_ns = self._clock.now_ns() + round(self._config.repository.poll_s * NS)
                 for modality in self._changeover.modalities:
-                    self._attempt(modality, lambda m=modality: self._changeover.update(m))
+                    self._attempt(modality, functools.partial(self._changeover.update, modality, asked=False))
 
     def _begin(self) -> bool:
         self._state = "waiting for encoders"
@@ -142,12 +142,15 @@ class Agent:
         try:
             done = work()
         except LinesideError as error:
-            if str(error) != self._problem:
-                log.error("%s: %s", what, error)
-            self._problem = str(error)
+            self._tell(what, str(error))
             return None
-        self._problem = ""
+        self._problems.pop(what, None)
         return done
+
+    def _tell(self, what: str, problem: str) -> None:
+        if self._problems.get(what) != problem:
+            log.error("%s", problem)
+        self._problems[what] = problem
 
     def _take_command(self, command: Command) -> None:
         try:
@@ -171,6 +174,7 @@ class Agent:
         if command.op in {"update", "rollback"} and modality in self._changeover.modalities:
             change = self._changeover.update if command.op == "update" else self._changeover.rollback
             change(modality)
+            self._problems.pop(modality, None)
         elif command.op == "fault" and self._config.device.allow_fault_injection:
             self._inject(command)
         else:
@@ -187,7 +191,7 @@ class Agent:
 
     def _health(self) -> Health:
         counters = self._pipeline.counters
-        problems = [self._problem, self._store_problem, *(c.problem for c in self._captures.values())]
+        problems = [*self._problems.values(), *(c.problem for c in self._captures.values())]
         return Health(
             device=self._config.device.id,
             station=self._config.device.station,

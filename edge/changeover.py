@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from edge.commissioning import Commissioning
 from edge.config import DeviceConfig
 from edge.encoder import Encoder
@@ -15,12 +17,14 @@ from edge.pipeline import Pipeline
 from edge.replay import commission
 from edge.slots import Slot, Slots
 from edge.updater import Updater
-from lineside.errors import ReleaseError
+from lineside.errors import LinesideError, ReleaseError
+from lineside.files import write_atomic
 from lineside.fusion import Normal
 from lineside.messages import EncoderHealth
 from lineside.recording import Recording
 
 log = logging.getLogger(__name__)
+DECLINED_KEPT = 32
 
 
 @dataclass
@@ -35,8 +39,12 @@ class Changeover:
     commissioning: Commissioning | None = None
 
     @property
+    def _state(self) -> Path:
+        return self.base / self.config.device.state_dir
+
+    @property
     def _kept(self) -> Path:
-        return self.base / self.config.device.state_dir / "commissioning.npz"
+        return self._state / "commissioning.npz"
 
     @property
     def modalities(self) -> list[str]:
@@ -91,33 +99,49 @@ class Changeover:
         self._use(commissioning)
         commissioning.save(self._kept)
 
-    def update(self, modality: str) -> str:
+    def update(self, modality: str, asked: bool = True) -> str:
         """Bring in what the repository names for one modality; the version now in use.
 
-        Raises ReleaseError when it is refused: the running encoder stays.
+        What failed here before, or was rolled back from, is taken only when a person asked for it. Raises
+        ReleaseError when it is refused: the running encoder stays.
         """
         if self.updater is None:
             raise ReleaseError("missing", modality, "no repository is configured", "set [repository] url")
         slot = self.updater.fetch(modality)
-        if slot is not None:
-            self._change(slot)
+        if slot is not None and (asked or slot.sha256 not in self._declined()):
+            try:
+                self._change(slot)
+            except LinesideError:
+                self._decline(slot.sha256)
+                raise
             self.slots.switch(modality)
         return self._ensemble.versions[modality]
 
     def rollback(self, modality: str) -> str:
         """Go back to the encoder in the other slot, without any network; the version now in use."""
-        slot = self.slots.previous(modality)
+        now, slot = self.slots.current(modality), self.slots.previous(modality)
         if slot is None:
             mend = "publish the wanted version again and roll it out"
             raise ReleaseError("missing", modality, "there is no previous encoder to go back to", mend)
         self._change(slot)
         self.slots.rollback(modality)
+        if now is not None:
+            self._decline(now.sha256)
         return self._ensemble.versions[modality]
 
     def health(self) -> dict[str, EncoderHealth]:
         """Encoders in use, by modality."""
         running: Mapping[str, Encoder] = self.pipeline.ensemble.encoders if self.pipeline.ensemble else {}
         return {modality: self._health(modality, encoder) for modality, encoder in running.items()}
+
+    def _declined(self) -> list[str]:
+        """SHA-256 of the encoders that the device takes no more by itself."""
+        path = self._state / "declined.json"
+        return msgspec.json.decode(path.read_bytes(), type=list[str]) if path.exists() else []
+
+    def _decline(self, sha256: str) -> None:
+        declined = [*(one for one in self._declined() if one != sha256), sha256][-DECLINED_KEPT:]
+        write_atomic(self._state / "declined.json", msgspec.json.encode(declined))
 
     @property
     def _ensemble(self) -> Ensemble:

@@ -20,7 +20,7 @@ from lineside.conformal import Calibration
 from lineside.coreset import distances, k_center
 
 MIN_MOMENTS = 40
-FOLDS = 4
+FOLDS, BLOCK = 4, 10
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,9 @@ class Normal:
         """Learn normal from aligned embeddings: sensor -> (n, dim), row i of all sensors being the same moment.
 
         A sensor that is absent from a moment has a row of NaN there. Calibration scores are cross-conformal: the
-        moments are cut into FOLDS blocks of time, and each block is scored against banks and calibrations made of
-        the others, so that no window is judged by itself or by a window that overlaps it (but at block borders).
+        moments are dealt out to FOLDS folds in blocks of time, and each fold is scored against banks and
+        calibrations made of the others, so that no window is judged by itself or (but at the borders of blocks) by
+        one that overlaps it.
         Raises ValueError when a sensor is present in fewer than MIN_MOMENTS moments.
         """
         for sensor, rows in embeddings.items():
@@ -117,18 +118,20 @@ def _bank(rows: NDArray[np.float32], size: int) -> NDArray[np.float32]:
     return points[k_center(points, size)]
 
 
-def _blocks(n: int) -> list[NDArray[np.intp]]:
-    return np.array_split(np.arange(n), FOLDS)
+def _folds(n: int) -> list[NDArray[np.intp]]:
+    """Moments 0..n-1 dealt out in blocks of BLOCK, so that every fold sees every part of the commissioning."""
+    fold = np.arange(n) // BLOCK % FOLDS
+    return [np.flatnonzero(fold == k) for k in range(FOLDS)]
 
 
 def _out_of_fold(rows: NDArray[np.float32], size: int) -> NDArray[np.float64]:
-    """Distance of each row to a bank made of the other blocks of time; NaN where the sensor is absent."""
+    """Distance of each row to a bank made of the other folds; NaN where the sensor is absent."""
     scores = np.full(len(rows), np.nan)
     present = _present(rows)
-    for block in _blocks(len(rows)):
+    for fold in _folds(len(rows)):
         others = present.copy()
-        others[block] = False
-        mine = block[present[block]]
+        others[fold] = False
+        mine = fold[present[fold]]
         if len(mine) and others.any():
             scores[mine] = distances(rows[mine], _bank(rows[others], size))
     return scores
@@ -137,13 +140,13 @@ def _out_of_fold(rows: NDArray[np.float32], size: int) -> NDArray[np.float64]:
 def _fused_scores(
     far: dict[str, NDArray[np.float64]], apart: dict[tuple[str, str], NDArray[np.float64]]
 ) -> NDArray[np.float64]:
-    """Evidence of each calibration moment that has all of these sensors, each block judged by the other blocks."""
+    """Evidence of each calibration moment that has all of these sensors, each fold judged by the other folds."""
     columns = [*far.values(), *apart.values()]
     whole = np.asarray(np.isfinite(np.stack(columns)).all(axis=0))
     evidence = np.zeros(len(whole))
-    for block in _blocks(len(whole)):
-        mine = block[whole[block]]
-        others = np.setdiff1d(np.flatnonzero(whole), block)
+    for fold in _folds(len(whole)):
+        mine = fold[whole[fold]]
+        others = np.setdiff1d(np.flatnonzero(whole), fold)
         if not len(others):
             continue
         for column in columns:

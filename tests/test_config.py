@@ -83,7 +83,7 @@ def test_impossible_combinations_are_refused(table, told):
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="nothing.toml: cannot be read"):
+    with pytest.raises(ConfigError, match=r"nothing\.toml: cannot be read"):
         load(tmp_path / "nothing.toml", DeviceConfig)
 
 

@@ -1,6 +1,6 @@
 """Normal running, p-values and contributions: lineside.coreset, conformal, shapley, fusion."""
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_conformal_p_values_are_valid_and_order_scores():
     assert np.mean(rates) == pytest.approx(alpha, abs=0.01)
     calibration = Calibration.fit(rng.normal(size=199))
     p = [calibration.p_value(s) for s in np.linspace(-5, 40, 300)]
-    assert all(a >= b for a, b in zip(p, p[1:], strict=False))
+    assert all(a >= b for a, b in pairwise(p))
     assert p[-1] < 1e-4  # the tail goes on beyond 1 / (n + 1)
 
 

@@ -25,9 +25,9 @@ def test_our_names_belong_to_our_distribution_alone():
 @pytest.mark.parametrize("part", ["edge", "train", "export", "deploy", "hub"])
 def test_every_part_has_commands_with_help_and_does_not_wait_for_torch(part):
     code = (
-        "import sys\nsys.argv = ['lineside', %r, '--help']\nfrom lineside.cli import main\n"
+        f"import sys\nsys.argv = ['lineside', {part!r}, '--help']\nfrom lineside.cli import main\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
-        "assert 'torch' not in sys.modules, 'torch was imported'\n" % part
+        "assert 'torch' not in sys.modules, 'torch was imported'\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,5 +1,7 @@
 """Messages and topics: what two parts must agree on."""
 
+import contextlib
+
 import msgspec
 import numpy as np
 import pytest
@@ -105,10 +107,8 @@ def test_a_newer_sender_may_add_fields_and_wrong_types_are_refused():
 
 @given(st.sampled_from(sorted(k for k, row in topics.TOPICS.items() if row.payload)), st.binary(max_size=300))
 def test_garbage_is_refused_and_never_crashes(kind, payload):
-    try:
-        wire.decode(kind, payload)
-    except WireError as error:
-        assert kind in str(error)
+    with contextlib.suppress(WireError):
+        assert isinstance(wire.decode(kind, payload), msgspec.Struct)
 
 
 def test_oversized_payloads_are_refused_before_they_are_parsed():

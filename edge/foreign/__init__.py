@@ -1,0 +1,1 @@
+"""Foreign files as samples: media, folders of pictures, CSV series, data sets."""

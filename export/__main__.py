@@ -1,0 +1,112 @@
+"""The commands of `lineside export`."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from lineside.cli import guarded
+from lineside.clock import SystemClock
+
+app = typer.Typer(help="Turn a trained stage into verified ONNX bundles.", no_args_is_help=True)
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON line.")]
+
+
+class Precision(str, Enum):
+    """What to write."""
+
+    fp32 = "fp32"
+    int8 = "int8"
+    all = "all"
+
+
+@app.command()
+def build(
+    stage: Annotated[Path, typer.Argument(metavar="STAGE_DIR", help="The folder of a finished stage.")],
+    out: Annotated[Path, typer.Option(help="Where the encoder files go.")],
+    version: Annotated[int, typer.Option(min=0, help="Version of the files; 0: the stage's number.")] = 0,
+    precision: Annotated[Precision, typer.Option(help="fp32, int8 or both.")] = Precision.all,
+    modality: Annotated[list[str] | None, typer.Option(help="Only this modality; may be given more than once.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a stage's encoders as ONNX files that passed parity on the device's code path. Exit 6 when one did not.
+
+    Example: lineside export build stage-2 --out encoders
+    """
+    from export.bundle import build as build_files
+    from trainer.progress import Bar
+
+    precisions = ("fp32", "int8") if precision is Precision.all else (precision.value,)
+    with Bar() as bar:
+        built = build_files(stage, out, version, precisions, modality or (), bar)
+    if as_json:
+        print(json.dumps({"files": msgspec.to_builtins(built)}))
+        return
+    for one in built:
+        told = f"difference {one.parity.max_difference:.1e}, cosine {one.parity.mean_cosine:.5f}"
+        print(
+            f"{one.file}  {one.bytes / 1024:.0f} KiB  {told}  over {one.parity.windows} windows  int8 {one.int8_layers}"
+        )
+
+
+@app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="An encoder file.")], as_json: Json = False
+) -> None:
+    """Read an encoder's card, run its self-test as a device does, and time it. Exit 5 when it is refused.
+
+    Example: lineside export verify encoders/camera-2.onnx
+    """
+    result = _verified(file)
+    if as_json:
+        print(json.dumps(result))
+        return
+    for name, value in result.items():
+        print(f"{name}: {value}")
+
+
+def _verified(file: Path) -> dict[str, Any]:
+    from edge.encoder import Encoder
+    from export.bundle import file_name
+    from export.parity import latency_ms
+    from lineside import release
+    from lineside.errors import ReleaseError
+    from lineside.files import sha256
+
+    if not file.is_file():
+        raise ReleaseError("file", str(file), "there is no such file", "export it with `lineside export build`")
+    encoder, clock = Encoder.load(file), SystemClock()
+    card = encoder.card
+    release.accept(card, {})
+    worst = release.self_test(card, encoder.embed)
+    result = {
+        "name": card.name,
+        "precision": card.precision,
+        "stage": card.stage,
+        "space": card.space,
+        "dim": card.dim,
+        "prepare": json.loads(card.prepare),
+        "gates": [{**msgspec.to_builtins(gate), "passed": gate.passed} for gate in card.certificate.gates],
+        "embedding_drift": card.certificate.embedding_drift,
+        "self_test": {"worst": worst, "tolerance": card.tolerance},
+        "provider": encoder.provider,
+        "bytes": file.stat().st_size,
+        "sha256": sha256(file.read_bytes()),
+        "latency_ms": round(latency_ms(encoder, clock), 4),
+    }
+    other = file.with_name(file_name(card.modality, card.version, "int8" if card.precision == "fp32" else "fp32"))
+    if other.is_file():
+        times = {card.precision: result["latency_ms"]}
+        twin = Encoder.load(other)
+        times[twin.card.precision] = latency_ms(twin, clock)
+        result["int8_over_fp32"] = round(times["int8"] / times["fp32"], 3)
+    return result
+
+
+if __name__ == "__main__":
+    guarded(app)

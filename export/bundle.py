@@ -1,0 +1,172 @@
+"""A stage to encoder files that may leave: converted, compared on the device's own code path, carded, written whole."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from edge.encoder import Encoder as DeviceEncoder
+from export import parity
+from export.parity import Parity
+from export.quantize import to_int8
+from export.to_onnx import to_onnx
+from lineside import __version__, features, release
+from lineside.errors import ConfigError
+from lineside.files import sha256, sync_folder
+from trainer import checkpoint
+from trainer.checkpoint import Stage
+from trainer.encoders import Encoder
+from trainer.evaluate import embed
+from trainer.progress import Progress, silent
+
+TOLERANCE = {"fp32": 1e-4, "int8": 1e-3}
+INT8_MARGIN = 4.0
+DOMAIN = "org.lineside"
+IMAGE = {  # ONNX, MetadataProps.md
+    "Image.BitmapPixelFormat": "Rgb8",
+    "Image.ColorSpaceGamma": "SRGB",
+    "Image.NominalPixelRange": "NominalRange_0_255",
+}
+
+
+class Built(msgspec.Struct, frozen=True):
+    """One encoder file that left."""
+
+    file: str
+    modality: str
+    version: int
+    precision: str
+    bytes: int
+    sha256: str
+    parity: Parity
+    tolerance: float
+    int8_layers: str = "none"
+
+
+def build(
+    folder: Path,
+    out: Path,
+    version: int = 0,
+    precisions: Sequence[str] = ("fp32", "int8"),
+    modalities: Sequence[str] = (),
+    progress: Progress = silent,
+) -> list[Built]:
+    """Export a stage's encoders (all, or `modalities`) as `{modality}-{version}.onnx` and `….int8.onnx` in `out`.
+
+    Version 0 means the stage's number. Raises GateError for a stage that failed, and for a file that fails parity,
+    of which nothing stays.
+    """
+    stage = checkpoint.load_stage(folder)
+    checkpoint.must_pass(stage, folder)
+    chosen = list(modalities) or sorted(stage.prepare)
+    if unknown := [name for name in chosen if name not in stage.prepare]:
+        raise ConfigError(
+            "--modality", f"{stage.name} has no {unknown[0]}", f"choose {', '.join(sorted(stage.prepare))}"
+        )
+    tensors = checkpoint.load_tensors(folder, stage)
+    built = []
+    for modality in chosen:
+        windows = tensors.calibration[modality].numpy()
+        encoder = tensors.encoders[modality].eval()
+        fp32 = to_onnx(encoder, stage.prepare[modality])
+        for precision in precisions:
+            model, int8_layers = (fp32, "none") if precision == "fp32" else to_int8(fp32, windows)
+            left = _leave(model, encoder, stage, modality, version or stage.stage, precision, windows, out)
+            built.append(msgspec.structs.replace(left, int8_layers=int8_layers))
+            progress("encoder files", len(built), len(chosen) * len(precisions))
+    return built
+
+
+def file_name(modality: str, version: int, precision: str) -> str:
+    """Name of an encoder file.
+
+    >>> file_name("camera", 3, "fp32"), file_name("camera", 3, "int8")
+    ('camera-3.onnx', 'camera-3.int8.onnx')
+    """
+    return f"{modality}-{version}.onnx" if precision == "fp32" else f"{modality}-{version}.{precision}.onnx"
+
+
+def _leave(
+    model: onnx.ModelProto,
+    encoder: Encoder,
+    stage: Stage,
+    modality: str,
+    version: int,
+    precision: str,
+    windows: NDArray[np.generic],
+    out: Path,
+) -> Built:
+    """Try one encoder file under a hidden name beside its place; it gets its name only when parity holds."""
+    out.mkdir(parents=True, exist_ok=True)
+    name = file_name(modality, version, precision)
+    with tempfile.TemporaryDirectory(dir=out, prefix=f".{name}.") as hidden:
+        path = Path(hidden) / name
+        golden = parity.golden_inputs(stage.prepare[modality])
+        card = card_of(stage, modality, version, precision, embed(encoder, golden), TOLERANCE[precision])
+        write(path, model, card)
+        device = DeviceEncoder.load(path)
+        found = parity.compare(encoder, device, windows)
+        parity.must_pass(name, parity.gate(precision, found))
+        if precision != "fp32":
+            card = _measured(card, path, device, golden)
+            write(path, model, card)
+        release.self_test(card, DeviceEncoder.load(path).embed)
+        data = path.read_bytes()
+        os.replace(path, out / name)
+    sync_folder(out)
+    return Built(str(out / name), modality, version, precision, len(data), sha256(data), found, card.tolerance)
+
+
+def card_of(
+    stage: Stage, modality: str, version: int, precision: str, outputs: NDArray[np.float32], tolerance: float
+) -> release.Card:
+    """What the file says of itself; `outputs` (n, dim) are the embeddings of the golden windows."""
+    spec = stage.prepare[modality]
+    inputs, expected = release.pack_golden(features.golden_windows(spec), outputs)
+    return release.Card(
+        modality=modality,
+        version=version,
+        space=stage.space,
+        dim=outputs.shape[1],
+        precision=precision,
+        prepare=features.to_json(spec),
+        prepare_sha256=features.fingerprint(spec),
+        stage=stage.name,
+        golden_inputs=inputs,
+        golden_outputs=expected,
+        tolerance=tolerance,
+        certificate=stage.certificate,
+    )
+
+
+def _measured(card: release.Card, path: Path, device: DeviceEncoder, golden: NDArray[np.generic]) -> release.Card:
+    """The card of a quantised encoder: it must give its own embeddings again, on whatever runtime.
+
+    How far honest runtimes may differ is measured between integer kernels and the same graph run node by node.
+    """
+    own, other = parity.in_batches(device, golden), parity.unoptimised(path, golden)
+    cosines = (own * other).sum(axis=1) / np.linalg.norm(own, axis=1) / np.linalg.norm(other, axis=1)
+    tolerance = max(card.tolerance, INT8_MARGIN * float(1 - cosines.min()))
+    _, expected = release.pack_golden(features.golden_windows(device.spec), own)
+    return msgspec.structs.replace(card, golden_outputs=expected, tolerance=tolerance)
+
+
+def write(path: Path, model: onnx.ModelProto, card: release.Card) -> None:
+    """Write a model with its card and the standard metadata (ONNX IR, MetadataProps)."""
+    model.producer_name, model.producer_version = "lineside", __version__
+    model.domain, model.model_version = DOMAIN, card.version
+    model.doc_string = f"{card.name}: {card.modality} encoder of {card.stage}, {card.precision}, space {card.space}"
+    metadata = release.to_metadata(card)
+    if card.modality == "camera":
+        metadata |= IMAGE
+        model.graph.input[0].type.denotation = "IMAGE"
+    model.ClearField("metadata_props")
+    onnx.helper.set_model_props(model, metadata)
+    path.write_bytes(model.SerializeToString(deterministic=True))

@@ -1,0 +1,89 @@
+"""Does the device compute what the trainer learned? Both run on the same prepared windows and are compared."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from edge.encoder import Encoder as DeviceEncoder
+from lineside import features
+from lineside.clock import Clock
+from lineside.errors import GateError
+from lineside.release import Gate
+from trainer.encoders import Encoder
+from trainer.evaluate import embed
+
+MAX_DIFFERENCE, MEAN_COSINE = 1e-4, 0.99
+BATCH = 16
+
+
+class Parity(msgspec.Struct, frozen=True):
+    """The device's embeddings beside the trainer's, over `windows` real windows and the golden ones.
+
+    INT8 is calibrated for real windows, so `mean_cosine` is of these; `max_difference` is of all.
+    """
+
+    windows: int
+    max_difference: float
+    mean_cosine: float
+    worst_cosine: float
+
+
+def compare(encoder: Encoder, device: DeviceEncoder, windows: NDArray[np.generic]) -> Parity:
+    """Run trainer and device over real prepared windows (n, *shape) and the golden ones."""
+    golden = golden_inputs(device.spec)
+    want, got = embed(encoder, windows), in_batches(device, windows)
+    golden_difference = np.abs(embed(encoder, golden) - in_batches(device, golden)).max()
+    cosines = (want * got).sum(axis=1) / np.linalg.norm(want, axis=1) / np.linalg.norm(got, axis=1)
+    difference = max(float(np.abs(want - got).max()), float(golden_difference))
+    return Parity(len(windows), difference, float(cosines.mean()), float(cosines.min()))
+
+
+def golden_inputs(spec: features.Prepare) -> NDArray[np.generic]:
+    """The golden windows, prepared."""
+    return np.stack([features.prepare(spec, window) for window in features.golden_windows(spec)])
+
+
+def in_batches(device: DeviceEncoder, windows: NDArray[np.generic]) -> NDArray[np.float32]:
+    """Embeddings (n, dim) in batches that do not divide n, as a device may see them."""
+    return np.concatenate([device.embed(windows[i : i + BATCH]) for i in range(0, len(windows), BATCH)])
+
+
+def gate(precision: str, parity: Parity) -> Gate:
+    """The gate of a precision: fp32 must agree number by number, INT8 in direction."""
+    if precision == "fp32":
+        return Gate("parity fp32", parity.max_difference, MAX_DIFFERENCE, True)
+    return Gate("parity int8", parity.mean_cosine, MEAN_COSINE, False)
+
+
+def must_pass(name: str, judged: Gate) -> None:
+    """Raises GateError naming file, number and limit."""
+    if not judged.passed:
+        bound = "at most" if judged.at_most else "at least"
+        told = f"gate `{judged.name}` is {judged.value:.4g}, must be {bound} {judged.limit:.4g}"
+        mend = "export fp32 only (--precision fp32)" if "int8" in judged.name else "try another version of the exporter"
+        raise GateError(name, told, mend)
+
+
+def unoptimised(path: Path, windows: NDArray[np.generic]) -> NDArray[np.float32]:
+    """Embeddings of an encoder file run node by node as written: another road through the same sums."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(["embedding"], {"window": windows})[0], np.float32)
+
+
+def latency_ms(device: DeviceEncoder, clock: Clock, runs: int = 60) -> float:
+    """Median time of one window, milliseconds."""
+    window = golden_inputs(device.spec)[:1]
+    times = []
+    for _ in range(runs):
+        began = clock.now_ns()
+        device.embed(window)
+        times.append((clock.now_ns() - began) / 1e6)
+    return statistics.median(times[runs // 6 :])

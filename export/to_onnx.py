@@ -1,0 +1,98 @@
+"""A trained encoder to an ONNX graph: input `window`, output `embedding`, any batch."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import itertools
+import logging
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+import torch
+from onnx import checker
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from lineside import features
+from lineside.features import Prepare
+from trainer.encoders import Encoder, Head
+
+OPSET = 20  # the newest that ONNX Runtime 1.18 (JetPack 6) and 1.23 (Python 3.10) both run
+MOST_WINDOWS = 1024
+
+
+def to_onnx(encoder: Encoder, spec: Prepare) -> onnx.ModelProto:
+    """The encoder as a checked ONNX model: batch norm folded into convolutions, no trace of the machine it was made on.
+
+    Raises onnx.checker.ValidationError when the exporter made something that is not ONNX.
+    """
+    folded = fold(copy.deepcopy(encoder).cpu().eval())
+    folded.head = plain(encoder.head)
+    example = torch.from_numpy(np.zeros((2, *features.shape(spec)), features.dtype(spec)))
+    batch = torch.export.Dim("batch", min=1, max=MOST_WINDOWS)
+    with quiet():
+        program = torch.onnx.export(
+            folded,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["window"],
+            output_names=["embedding"],
+            dynamic_shapes={"window": {0: batch}},
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    strip(model)
+    checker.check_model(model, full_check=True)
+    return model
+
+
+def fold(module: nn.Module) -> nn.Module:
+    """Fold each batch norm into the convolution before it, everywhere inside `module` (in evaluation mode)."""
+    for child in module.children():
+        fold(child)
+    if isinstance(module, nn.Sequential):
+        names = list(module._modules)
+        for before, after in itertools.pairwise(names):
+            convolution, norm = module[int(before)], module[int(after)]
+            if isinstance(convolution, (nn.Conv1d, nn.Conv2d)) and isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                module[int(before)] = fuse_conv_bn_eval(convolution, norm)
+                module[int(after)] = nn.Identity()
+    return module
+
+
+def plain(head: Head) -> nn.Linear:
+    """The same map with weight and bias as two constants, so that the graph need not cut one out of the other."""
+    linear = nn.Linear(head.weight.shape[1] - 1, head.weight.shape[0])
+    with torch.no_grad():
+        linear.weight.copy_(head.weight[:, :-1])
+        linear.bias.copy_(head.weight[:, -1])
+    return linear
+
+
+def strip(model: onnx.ModelProto) -> None:
+    """Take out what the exporter wrote of source files and paths: it is nobody's business and makes files differ."""
+    parts = (model.graph.node, model.graph.input, model.graph.output, model.graph.initializer, model.graph.value_info)
+    for part in parts:
+        for item in part:
+            item.ClearField("doc_string")
+            item.ClearField("metadata_props")
+    model.graph.ClearField("metadata_props")
+    model.ClearField("metadata_props")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Exporter and quantiser report every pass that they run; errors still come as exceptions."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)

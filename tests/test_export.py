@@ -1,0 +1,184 @@
+"""A stage to ONNX files that the device itself finds equal to the trainer; what differs does not leave."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from edge.encoder import Encoder as DeviceEncoder
+from export import parity
+from export.bundle import build
+from export.quantize import affordable
+from export.to_onnx import to_onnx
+from lineside import features, release
+from lineside.clock import SystemClock
+from lineside.errors import ConfigError, GateError, ReleaseError
+from tests import pitch_scene
+from trainer import checkpoint
+from trainer.encoders import Encoder
+from trainer.evaluate import embed
+from trainer.plan import GateSettings
+from trainer.stage import run_stage
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """`one`, a trained stage, and `out`, all of its files as version 7."""
+    folder = tmp_path_factory.mktemp("export")
+    pitch_scene.record(folder / "one.mcap", 100, seed=1)
+    run_stage(pitch_scene.plan("one", "one.mcap"), folder, SystemClock())
+    build(folder / "one", folder / "out", version=7)
+    return folder
+
+
+FILES = ["camera-7.onnx", "camera-7.int8.onnx", "microphone-7.onnx", "microphone-7.int8.onnx"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_file_passes_the_device_s_own_self_test(folder, name):
+    device = DeviceEncoder.load(folder / "out" / name)
+    release.accept(device.card, {})
+    assert release.self_test(device.card, device.embed) <= device.card.tolerance
+    stage = checkpoint.load_stage(folder / "one")
+    assert (device.card.version, device.card.space, device.card.stage) == (7, stage.space, stage.name)
+    assert device.card.certificate == stage.certificate
+    assert device.card.precision == ("int8" if "int8" in name else "fp32")
+
+
+@pytest.mark.parametrize("modality", ["camera", "microphone"])
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_device_and_trainer_agree_on_any_batch(folder, modality, batch):
+    stage = checkpoint.load_stage(folder / "one")
+    tensors = checkpoint.load_tensors(folder / "one", stage)
+    windows = tensors.calibration[modality].numpy()[:batch]
+    device = DeviceEncoder.load(folder / "out" / f"{modality}-7.onnx")
+    got = device.embed(windows)
+    np.testing.assert_allclose(got, embed(tensors.encoders[modality], windows), atol=1e-4)
+    np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1.0, atol=1e-5)
+
+
+def test_int8_points_the_same_way_and_is_int8(folder):
+    stage = checkpoint.load_stage(folder / "one")
+    tensors = checkpoint.load_tensors(folder / "one", stage)
+    for modality in stage.prepare:
+        path = folder / "out" / f"{modality}-7.int8.onnx"
+        windows = tensors.calibration[modality].numpy()
+        found = parity.compare(tensors.encoders[modality], DeviceEncoder.load(path), windows)
+        assert found.mean_cosine >= 0.99
+        model = onnx.load(path)
+        kinds = {tensor.data_type for tensor in model.graph.initializer}
+        assert onnx.TensorProto.INT8 in kinds
+        assert onnx.TensorProto.INT32 not in kinds  # a bias in int32 would stop TensorRT's parser
+
+
+def test_metadata_tells_what_a_stranger_needs_and_nothing_of_this_machine(folder):
+    model = onnx.load(folder / "out" / "camera-7.onnx")
+    props = {prop.key: prop.value for prop in model.metadata_props}
+    assert (model.producer_name, model.model_version) == ("lineside", 7)
+    assert props["Image.BitmapPixelFormat"] == "Rgb8"
+    assert model.graph.input[0].type.denotation == "IMAGE"
+    assert [(i.name, i.type.tensor_type.shape.dim[0].dim_param) for i in model.graph.input] == [("window", "batch")]
+    assert [o.name for o in model.graph.output] == ["embedding"]
+    data = (folder / "out" / "camera-7.onnx").read_bytes()
+    assert b".py" not in data
+    assert str(folder).encode() not in data
+    assert model.ir_version <= 10
+
+
+def test_only_operators_that_tensorrt_parses(folder):
+    known = {"Add AveragePool Cast Clip Concat Conv Div Flatten Gemm MatMul Mul ReduceL2 ReduceMax ReduceMean Relu"}
+    known = {*next(iter(known)).split(), "Reshape", "Shape", "Slice", "Sub", "QuantizeLinear", "DequantizeLinear"}
+    for name in FILES:
+        used = {node.op_type for node in onnx.load(folder / "out" / name).graph.node}
+        assert used <= known, name
+        assert "BatchNormalization" not in used
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        features.SeriesPrepare(channels=5, samples=256),
+        features.CameraPrepare(frames=3, height=64, width=128),
+        features.MicrophonePrepare(rate_hz=8_000, samples=8_000, n_fft=512, hop=128, high_hz=4_000.0),
+    ],
+    ids=features.modality,
+)
+def test_any_preparation_exports_and_agrees(spec, tmp_path):
+    import onnxruntime
+
+    torch.manual_seed(1)
+    encoder = Encoder(spec, 16).eval()
+    windows = parity.golden_inputs(spec)
+    onnx.save(to_onnx(encoder, spec), tmp_path / "e.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "e.onnx", providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, {"window": windows})[0], embed(encoder, windows), atol=1e-4)
+
+
+def test_a_model_that_fails_parity_does_not_leave(folder, tmp_path, monkeypatch):
+    """The limit is set below what floating point can do, so that a real model fails it."""
+    monkeypatch.setattr(parity, "MAX_DIFFERENCE", -1.0)
+    with pytest.raises(GateError, match=r"microphone-1\.onnx: gate `parity fp32` is"):
+        build(folder / "one", tmp_path / "out", modalities=["microphone"])
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_parity_sees_a_head_that_differs(folder):
+    stage = checkpoint.load_stage(folder / "one")
+    tensors = checkpoint.load_tensors(folder / "one", stage)
+    encoder = tensors.encoders["camera"]
+    with torch.no_grad():
+        encoder.head.weight[0] += 0.01
+    found = parity.compare(
+        encoder, DeviceEncoder.load(folder / "out" / "camera-7.onnx"), tensors.calibration["camera"].numpy()
+    )
+    assert not parity.gate("fp32", found).passed
+
+
+def test_a_failed_stage_is_not_exported(folder, tmp_path):
+    plan = pitch_scene.plan("bad", "one.mcap", epochs=1, gates=GateSettings(spread=-1.0))
+    run_stage(plan, folder, SystemClock())
+    with pytest.raises(GateError, match="gate `"):
+        build(folder / "bad", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_modality_is_named(folder, tmp_path):
+    with pytest.raises(ConfigError, match="has no smell; choose camera, microphone"):
+        build(folder / "one", tmp_path, modalities=["smell"])
+
+
+def test_the_same_stage_gives_the_same_bytes(folder, tmp_path):
+    build(folder / "one", tmp_path, version=7, precisions=["fp32"], modalities=["microphone"])
+    assert (tmp_path / "microphone-7.onnx").read_bytes() == (folder / "out" / "microphone-7.onnx").read_bytes()
+
+
+def test_layers_are_quantised_least_sensitive_first():
+    assert affordable({"a": 0.004, "b": 0.001, "c": 0.5}, 0.006) == ["b", "a"]
+    assert affordable({"a": 0.1}, 0.006) == []
+
+
+def test_commands_build_and_verify(folder, tmp_path):
+    def command(*words):
+        return subprocess.run([sys.executable, "-m", "export", *words], capture_output=True, text=True, check=False)
+
+    done = command("build", str(folder / "one"), "--out", str(tmp_path), "--precision", "fp32", "--json")
+    assert done.returncode == 0, done.stderr
+    files = json.loads(done.stdout)["files"]
+    assert [one["version"] for one in files] == [1, 1]
+    assert all(one["parity"]["max_difference"] <= 1e-4 for one in files)
+    done = command("verify", str(folder / "out" / "camera-7.onnx"), "--json")
+    told = json.loads(done.stdout)
+    assert told["name"] == "camera-7"
+    assert told["self_test"]["worst"] <= 1e-4
+    assert told["int8_over_fp32"] > 0
+    foreign = tmp_path / "foreign.onnx"
+    model = onnx.load(files[0]["file"])
+    model.ClearField("metadata_props")
+    onnx.save(model, foreign)
+    done = command("verify", str(foreign))
+    assert done.returncode == ReleaseError.exit_code
+    assert "foreign.onnx: card failed" in done.stderr

@@ -1,0 +1,120 @@
+"""The losses against slow sums, what absent windows may not do, and that every defect is one."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from trainer import defects
+from trainer.losses import Seen, defect_loss, info_nce, pair_loss, total_loss
+
+TEMPERATURE = 0.2
+
+
+def unit(*shape, seed=0):
+    return functional.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double(), dim=-1)
+
+
+def seen(n=6, present=None, seed=0, wrong=True):
+    here = torch.ones(n, dtype=torch.bool) if present is None else torch.tensor(present)
+    others = (unit(n, 8, seed=seed + 1), unit(n, 8, seed=seed + 2)) if wrong else (None, None)
+    return Seen(unit(n, 8, seed=seed), here, *others)
+
+
+def slow_nce(asked, answers, others):
+    """-log of the partner's share of all candidates' exp(cosine / temperature), averaged: one sum at a time."""
+    total = 0.0
+    for i in range(len(asked)):
+        weights = [math.exp(float(asked[i] @ c) / TEMPERATURE) for c in [*answers, *others]]
+        total -= math.log(weights[i] / sum(weights))
+    return total / len(asked)
+
+
+@pytest.mark.parametrize("wrong", [True, False])
+def test_pair_loss_is_the_slow_sum_over_the_moments_that_have_both(wrong):
+    a = seen(6, [True, True, False, True, True, True], 10, wrong)
+    b = seen(6, [True, True, True, True, False, True], 20, wrong)
+    both, here_a, here_b = [0, 1, 3, 5], [0, 1, 3, 4, 5], [0, 1, 2, 3, 5]
+    forth = slow_nce(a.z[both], b.z[both], b.defect[here_b] if wrong else [])
+    back = slow_nce(b.z[both], a.z[both], a.defect[here_a] if wrong else [])
+    assert pair_loss(a, b, TEMPERATURE).item() == pytest.approx((forth + back) / 2, rel=1e-12)
+
+
+def test_defect_loss_is_the_slow_sum():
+    one = seen(5, [True, False, True, True, True], 30)
+    here = [0, 2, 3, 4]
+    total = 0.0
+    for i in here:
+        own = math.exp(float(one.z[i] @ one.again[i]) / TEMPERATURE)
+        total -= math.log(own / (own + sum(math.exp(float(one.z[i] @ one.defect[j]) / TEMPERATURE) for j in here)))
+    assert defect_loss(one, TEMPERATURE).item() == pytest.approx(total / len(here), rel=1e-12)
+
+
+def test_absent_windows_change_nothing_and_get_no_gradient():
+    z = unit(4, 8, seed=1).requires_grad_()
+    absent = torch.tensor([True, True, True, False])
+    b = seen(4, None, 2)
+    loss = pair_loss(Seen(z, absent, z.detach(), z.detach()), b, TEMPERATURE)
+    loss.backward()
+    moved = z.detach().clone()
+    moved[3] = math.nan
+    again = pair_loss(Seen(moved, absent, z.detach(), z.detach()), b, TEMPERATURE)
+    assert again.item() == loss.item()
+    assert z.grad[3].abs().max() == 0
+    assert z.grad[:3].abs().min() > 0
+
+
+def test_a_pair_that_never_meets_is_left_out_of_the_mean():
+    batch = {"a": seen(4, seed=1), "b": seen(4, seed=4), "c": seen(4, [True, False, False, False], 7)}
+    loss, terms = total_loss(batch, TEMPERATURE)
+    assert sorted(terms) == ["a+b", "defect a", "defect b", "defect c"]
+    own = np.mean([terms["defect a"], terms["defect b"], terms["defect c"]])
+    assert loss.item() == pytest.approx(terms["a+b"] + own)
+    assert total_loss({"a": seen(1, wrong=False)}, TEMPERATURE) == (None, {})
+
+
+def test_more_wrong_answers_make_it_harder():
+    a, b = unit(5, 8, seed=1), unit(5, 8, seed=2)
+    assert info_nce(a, b, unit(3, 8, seed=3), TEMPERATURE) > info_nce(a, b, None, TEMPERATURE)
+
+
+HARMLESS_NOISE = {"camera": 2.0, "microphone": 0.1, "series": 0.03}
+WINDOWS = {"camera": (6, 48, 64), "microphone": (1, 64, 59), "series": (3, 256)}
+
+
+def windows(modality, n=4):
+    rng = np.random.default_rng(5)
+    if modality == "camera":
+        smooth = np.kron(rng.uniform(0, 255, (n, 6, 12, 16)), np.ones((4, 4)))
+        return torch.from_numpy(smooth.astype(np.uint8))
+    return torch.from_numpy(rng.normal(-6 if modality == "microphone" else 20, 1, (n, *WINDOWS[modality])).astype("f4"))
+
+
+@pytest.mark.parametrize(
+    ("modality", "kind"), [(m, k) for m, kinds in defects.DEFECTS.items() for k in kinds], ids=lambda x: str(x)[:24]
+)
+def test_every_defect_changes_a_window_more_than_harmless_noise(modality, kind):
+    """Every row of the table: same shape, finite, in range, the input untouched, drawn from the generator alone."""
+    batch = windows(modality)
+    before, real = batch.clone(), batch.float()
+    changed = torch.stack([kind(window, np.random.default_rng(i)) for i, window in enumerate(real)])
+    again = torch.stack([kind(window, np.random.default_rng(i)) for i, window in enumerate(real)])
+    assert changed.shape == batch.shape
+    assert torch.isfinite(changed).all()
+    assert torch.equal(changed, again)
+    assert torch.equal(batch, before)
+    assert ((changed - real) ** 2).mean() > 2 * HARMLESS_NOISE[modality] ** 2
+    if modality == "camera":
+        assert changed.min() >= 0
+        assert changed.max() <= 255
+
+
+@pytest.mark.parametrize("modality", list(WINDOWS))
+def test_harmless_changes_are_small_and_of_the_generator_alone(modality):
+    batch = windows(modality)
+    weak, again = (defects.weakly(modality, batch, np.random.default_rng(1)) for _ in range(2))
+    assert torch.equal(weak, again)
+    assert not torch.equal(weak, batch.float())
+    assert abs(float(weak.mean() - batch.float().mean())) < 0.1 * float(batch.float().abs().mean())

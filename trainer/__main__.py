@@ -1,0 +1,161 @@
+"""The commands of `lineside train`."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+
+from lineside.cli import guarded
+from lineside.clock import NS, SystemClock
+
+if TYPE_CHECKING:
+    from lineside.release import Certificate, Gate
+    from trainer.checkpoint import Stage
+    from trainer.evaluate import Measured
+
+app = typer.Typer(help="Learn encoders stage by stage from recordings.", no_args_is_help=True)
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON line.")]
+Folder = Annotated[Path, typer.Argument(metavar="STAGE_DIR", help="The folder of a finished stage.")]
+
+
+@app.command()
+def stage(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN.toml", help="The plan of the stage.")], as_json: Json = False
+) -> None:
+    """Train one stage by its plan, or go on where it stopped. Exit 6 when a gate fails.
+
+    Example: lineside train stage plan.toml
+
+    A plan can be this short:
+
+        out = "stage-1"
+
+        [[recordings]]
+
+        path = "line.mcap"
+    """
+    from lineside import config
+    from trainer.checkpoint import must_pass
+    from trainer.plan import Plan, place
+    from trainer.progress import Bar
+    from trainer.stage import run_stage
+
+    wanted, base, clock = config.load(plan, Plan), plan.resolve().parent, SystemClock()
+    began = clock.now_ns()
+    with Bar() as bar:
+        done = run_stage(wanted, base, clock, bar)
+    assert done is not None  # no step limit was given
+    folder = place(wanted.out, base)
+    for warning in done.warnings:
+        print(f"lineside: warning: {warning}", file=sys.stderr)
+    _say(as_json, {"folder": str(folder), "seconds": round((clock.now_ns() - began) / NS, 1), **_summary(done)})
+    must_pass(done, folder)
+
+
+@app.command()
+def evaluate(
+    folder: Folder,
+    recording: Annotated[Path, typer.Option(help="The MCAP recording to measure on.")],
+    as_json: Json = False,
+) -> None:
+    """Measure on a recording how often picture and sound of one moment find each other.
+
+    Example: lineside train evaluate stage-1 --recording line.mcap
+    """
+    import numpy as np
+
+    from trainer import checkpoint
+    from trainer.data import read
+    from trainer.evaluate import measure
+    from trainer.plan import RecordingPart
+    from trainer.progress import Bar
+
+    known = checkpoint.load_stage(folder)
+    encoders = checkpoint.load_tensors(folder, known).encoders
+    with Bar() as bar:
+        part = RecordingPart(path=str(recording.resolve()))
+        dataset = read([part], Path(), known.windows, known.prepare, bar, only=set(known.prepare))
+    for warning in dataset.warnings:
+        print(f"lineside: warning: {warning}", file=sys.stderr)
+    measured = measure(encoders, dataset, np.arange(len(dataset)))
+    result = {"stage": known.name, "moments": len(dataset), "bad_windows": dataset.bad, **_measured(measured)}
+    _say(as_json, result)
+
+
+@app.command()
+def certify(folder: Folder, as_json: Json = False) -> None:
+    """Compute a stage's certificate again from its second moments. Exit 6 when a gate failed or a number differs.
+
+    Example: lineside train certify stage-2
+    """
+    from lineside.errors import GateError
+    from trainer import checkpoint
+    from trainer.stage import drifts
+
+    known = checkpoint.load_stage(folder)
+    embeddings, similarities = drifts(checkpoint.load_tensors(folder, known))
+    said = {**known.certificate.embedding_drift, **known.certificate.similarity_drift}
+    again = msgspec.structs.replace(known.certificate, embedding_drift=embeddings, similarity_drift=similarities)
+    _say(as_json, {"name": known.name, "space": known.space, "capacity": known.capacity, **_certificate(again)})
+    for name, value in {**embeddings, **similarities}.items():
+        if not math.isclose(value, said.get(name, math.nan), rel_tol=1e-6, abs_tol=1e-12):
+            told = f"drift of {name} is {value:.3e}, its certificate says {said.get(name)}"
+            raise GateError(known.name, told, "do not use this stage; train it again")
+    checkpoint.must_pass(known, folder)
+
+
+def _summary(known: Stage) -> dict[str, Any]:
+    return {
+        "name": known.name,
+        "stage": known.stage,
+        "passed": known.passed,
+        "space": known.space,
+        "counters": msgspec.to_builtins(known.counters),
+        "bad_windows": known.bad_windows,
+        "capacity": known.capacity,
+        **_measured(known.metrics),
+        **_certificate(known.certificate),
+    }
+
+
+def _certificate(certificate: Certificate) -> dict[str, Any]:
+    return {**msgspec.to_builtins(certificate), "gates": [_gate(gate) for gate in certificate.gates]}
+
+
+def _gate(gate: Gate) -> dict[str, Any]:
+    return {**msgspec.to_builtins(gate), "passed": gate.passed}
+
+
+def _measured(measured: Measured) -> dict[str, Any]:
+    built: dict[str, Any] = msgspec.to_builtins(measured)
+    return built
+
+
+def _say(as_json: bool, result: dict[str, Any]) -> None:
+    """The result on stdout: one JSON line, or one line a fact."""
+    if as_json:
+        print(json.dumps(result))
+        return
+    for name, value in result.items():
+        rows = value if isinstance(value, list) and value and isinstance(value[0], dict) else None
+        print(f"{name}:" if rows else f"{name}: {_plain(value)}")
+        for row in rows or []:
+            print("  " + "  ".join(f"{key} {_plain(item)}" for key, item in row.items()))
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items()) or "none"
+    return str(value)
+
+
+if __name__ == "__main__":
+    guarded(app)

@@ -1,0 +1,81 @@
+"""Contrast between the sensors of a moment, and between a window and its defects.
+
+Every loss is InfoNCE (van den Oord et al., 2018): the cross-entropy of finding the partner among candidates by
+cosine / temperature. Windows that are absent are neither asked for nor candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One sensor's unit-norm embeddings of one batch, each (batch, dim), and which rows are `present` (batch,).
+
+    `again` is the same window after another harmless change, `defect` the same window with a defect; both are None
+    when the stage learns without them.
+    """
+
+    z: Tensor
+    present: Tensor
+    again: Tensor | None = None
+    defect: Tensor | None = None
+
+
+def info_nce(asked: Tensor, answers: Tensor, others: Tensor | None, temperature: float) -> Tensor:
+    """Mean -log softmax of row i of `asked` (n, dim) finding row i of `answers` among all of them and `others`."""
+    candidates = answers if others is None else torch.cat([answers, others])
+    logits = asked @ candidates.T / temperature  # (n, n + others)
+    return functional.cross_entropy(logits, torch.arange(len(asked), device=asked.device))
+
+
+def pair_loss(a: Seen, b: Seen, temperature: float) -> Tensor | None:
+    """Symmetric InfoNCE between two sensors over the moments that have both; None with fewer than two of them.
+
+    Defects of either sensor are further wrong answers: a faulty picture belongs to no sound.
+    """
+    both = a.present & b.present
+    if int(both.sum()) < 2:
+        return None
+    wrong_a, wrong_b = _wrong(a), _wrong(b)
+    forth = info_nce(a.z[both], b.z[both], wrong_b, temperature)
+    back = info_nce(b.z[both], a.z[both], wrong_a, temperature)
+    return (forth + back) / 2
+
+
+def defect_loss(seen: Seen, temperature: float) -> Tensor | None:
+    """A window finds its harmlessly changed self among the batch's defects; None where there are none."""
+    wrong = _wrong(seen)
+    if wrong is None or seen.again is None:
+        return None
+    z, again = seen.z[seen.present], seen.again[seen.present]
+    logits = torch.cat([(z * again).sum(dim=1, keepdim=True), z @ wrong.T], dim=1) / temperature  # (n, 1 + n)
+    return functional.cross_entropy(logits, torch.zeros(len(z), dtype=torch.long, device=z.device))
+
+
+def _wrong(seen: Seen) -> Tensor | None:
+    if seen.defect is None or not bool(seen.present.any()):
+        return None
+    return seen.defect[seen.present]
+
+
+def total_loss(batch: Mapping[str, Seen], temperature: float) -> tuple[Tensor | None, dict[str, float]]:
+    """Mean over applicable pairs plus mean over applicable sensors, and each term by name.
+
+    The means keep the scale of the loss independent of the number of sensors. None when nothing applies.
+    """
+    names = list(batch)
+    pairs = {
+        f"{a}+{b}": pair_loss(batch[a], batch[b], temperature) for i, a in enumerate(names) for b in names[i + 1 :]
+    }
+    own = {f"defect {name}": defect_loss(seen, temperature) for name, seen in batch.items()}
+    groups = [[term for term in group.values() if term is not None] for group in (pairs, own)]
+    means = [torch.stack(terms).mean() for terms in groups if terms]
+    terms = {name: term.item() for name, term in (pairs | own).items() if term is not None}
+    return (torch.stack(means).sum() if means else None), terms

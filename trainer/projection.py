@@ -1,0 +1,83 @@
+"""Heads that may move only where the past never looked: one-sided null-space projection of the weights.
+
+After every step of the optimiser, W <- W - (W - W_start) V V^T, where V spans the directions that hold all but a
+share epsilon of the old inputs' power. It is the weight that is projected, not the gradient: adaptive optimisers
+rescale gradients element by element and would leave the allowed space (spec dns.md, sections 7 and 8). One-sided, so
+that the embedding of every protected input stays, and with it every cosine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+NUMERICAL_FLOOR = 1e-10
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Uncentred second moment (f+1, f+1) of a head's homogeneous inputs [x; 1] in float64, and how many it is of."""
+
+    second: Tensor
+    count: int
+
+    def joined(self, features: Tensor) -> Moments:
+        """With the inputs (n, f) of one more batch: the plain mean over all samples ever seen of this modality."""
+        x = homogeneous(features)
+        count = self.count + len(x)
+        second = (self.second * self.count + x.T @ x) / max(1, count)
+        return Moments((second + second.T) / 2, count)
+
+
+def nothing_seen(features: int) -> Moments:
+    """The moments of a modality that has not been seen."""
+    return Moments(torch.zeros(features + 1, features + 1, dtype=torch.float64), 0)
+
+
+def homogeneous(features: Tensor) -> Tensor:
+    """(n, f) to (n, f+1) float64 with a last column of ones, on the CPU."""
+    x = features.detach().double().cpu()
+    return torch.cat([x, torch.ones(len(x), 1, dtype=torch.float64)], dim=1)
+
+
+def basis(second: Tensor, epsilon: float) -> Tensor:
+    """Orthonormal directions (d, k) to protect: the fewest that hold 1 - epsilon of the trace.
+
+    The threshold is a share, so it does not depend on the scale of the features; directions of rounding noise
+    (below 1e-10 * d of the largest eigenvalue) are never protected.
+    """
+    values, vectors = torch.linalg.eigh((second + second.T) / 2)
+    values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
+    total = values.sum()
+    if total <= 0:
+        return vectors[:, :0]
+    wanted = int(torch.searchsorted(values.cumsum(0), (1 - epsilon) * total)) + 1
+    real = int((values > NUMERICAL_FLOOR * len(values) * values[0]).sum())
+    return vectors[:, : min(wanted, real)]
+
+
+@dataclass(frozen=True)
+class Protection:
+    """Holds one head to its start on the protected directions; build it with `protect`."""
+
+    start: Tensor  # (dim, f+1) float64
+    directions: Tensor  # (f+1, k) float64
+
+    def hold(self, weight: nn.Parameter) -> None:
+        """Put `weight` (dim, f+1) back onto the allowed space, exactly at any cadence and under any optimiser."""
+        with torch.no_grad():
+            now = weight.double().cpu()
+            held = now - ((now - self.start) @ self.directions) @ self.directions.T
+            weight.copy_(held)
+
+    @property
+    def capacity(self) -> float:
+        """Share k/d of the directions that are protected: at 1 nothing new can be learned."""
+        return self.directions.shape[1] / self.directions.shape[0]
+
+
+def protect(weight: Tensor, seen: Moments, epsilon: float) -> Protection:
+    """Protect what `weight` (dim, f+1) makes of the inputs seen so far."""
+    return Protection(weight.detach().double().cpu().clone(), basis(seen.second, epsilon))
