@@ -22,9 +22,15 @@ class Line:
     hop_s: float = 0.5
 
 
-def device_file(line: Line, mqtt_port: int, hub_port: int, product: str = "a", recording: str = "") -> str:
-    """The device file (TOML). For a recorded line `recording` is replayed."""
-    sensors = "".join(_sensor(line, name, modality, product, recording) for name, modality in line.sensors.items())
+def device_file(
+    line: Line, mqtt_port: int, hub_port: int, product: str = "a", seed: int = 1, recording: str = ""
+) -> str:
+    """The device file (TOML). For a recorded line `recording` is replayed; `seed` is the simulated line's run."""
+    sources = {
+        "simulation": f'source = "simulation"\nproduct = "{product}"\nseed = {seed}',
+        "recording": f'source = "replay"\ndevice = "{recording}"',
+    }
+    sensors = "".join(_sensor(name, modality, sources.get(line.kind)) for name, modality in line.sensors.items())
     return f"""\
 [device]
 id = "{DEVICE}"
@@ -52,13 +58,9 @@ root = "repository/metadata/1.root.json"
 {sensors}"""
 
 
-def _sensor(line: Line, name: str, modality: str, product: str, recording: str) -> str:
-    source = {
-        "simulation": f'source = "simulation"\nproduct = "{product}"',
-        "recording": f'source = "replay"\ndevice = "{recording}"',
-        "live": f'source = "{modality}"\ndevice = "{"0" if modality == "camera" else ""}"',
-    }[line.kind]
-    return f'\n[[sensors]]\nname = "{name}"\nmodality = "{modality}"\n{source}\n'
+def _sensor(name: str, modality: str, source: str | None) -> str:
+    live = f'source = "{modality}"\ndevice = "{"0" if modality == "camera" else ""}"'
+    return f'\n[[sensors]]\nname = "{name}"\nmodality = "{modality}"\n{source or live}\n'
 
 
 def stage_file(stage: int, line: Line, recording: str, from_s: float, to_s: float, epochs: int) -> str:

@@ -25,7 +25,7 @@ FAULTS = (
     ("muted", "sensor", "microphone"),
 )
 NORMAL_S, NEW_S, LIVE_S = 150.0, 120.0, 60.0
-EPOCHS = {1: 12, 2: 20}
+EPOCHS = {1: 32, 2: 16}
 
 
 class Loop:
@@ -60,7 +60,7 @@ class Loop:
         for number, (recording, from_s, to_s) in enumerate(stages, start=1):
             text = stage_file(number, self._line, str(recording), from_s, to_s, EPOCHS[number])
             write(self._folder / f"stage-{number}.toml", text)
-        text = device_file(self._line, self._mqtt_port, self._port, recording=str(normal))
+        text = device_file(self._line, self._mqtt_port, self._port, seed=2, recording=str(normal))
         write(self._folder / "device.toml", text)
 
     def _record_sensors(self, normal: Path) -> list[tuple[Path, float, float]]:

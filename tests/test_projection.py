@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from trainer.certificate import embedding_drift, similarity_drift
-from trainer.projection import Moments, Protection, basis, homogeneous, nothing_seen, protect
+from trainer.projection import basis, homogeneous, nothing_seen, protect
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "dns_projector.npz"
 FEATURES, DIM, RANK = 24, 12, 6
@@ -171,10 +171,26 @@ def test_nothing_moved_is_no_drift():
 
 def test_hold_is_exact_at_any_cadence():
     weight = head()
-    protection = Protection(weight.detach().double(), basis(second(homogeneous(low_rank())), 0.0))
+    protection = protect(weight, nothing_seen(FEATURES).joined(low_rank()), epsilon=0.0)
     with torch.no_grad():
         weight += 100 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(2))
     protection.hold(weight)
     moved = homogeneous(low_rank()) @ (weight.detach().double() - protection.start).T
     assert moved.abs().max() <= 1e-3  # float32 rounding of weights of size 100
-    assert isinstance(nothing_seen(3), Moments)
+
+
+@pytest.mark.parametrize("push", [1e-4, 10.0])
+def test_unprotected_directions_move_no_further_than_the_drift_budget(push):
+    """The certificate's own measure, after any push: left alone below the budget, nine tenths of it above."""
+    weight, seen = head(), nothing_seen(FEATURES).joined(low_rank(rank=FEATURES))
+    start = weight.detach().double().clone()
+    free, held = (protect(weight, seen, 0.2, budget) for budget in (float("inf"), 0.05))
+    with torch.no_grad():
+        weight += push * torch.randn(weight.shape, generator=torch.Generator().manual_seed(2))
+    pushed = nn.Parameter(weight.detach().clone())
+    free.hold(pushed)
+    held.hold(weight)
+    loose, bound = (embedding_drift(start, w.detach().double(), seen.second) for w in (pushed, weight))
+    assert 0 < held.capacity < 1
+    assert bound == pytest.approx(loose if push < 1 else 0.045, rel=1e-4)
+    assert (loose > 0.05) == (push > 1)

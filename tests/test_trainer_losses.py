@@ -19,7 +19,7 @@ def unit(*shape, seed=0):
 
 def seen(n=6, present=None, seed=0, wrong=True):
     here = torch.ones(n, dtype=torch.bool) if present is None else torch.tensor(present)
-    others = (unit(n, 8, seed=seed + 1), unit(n, 8, seed=seed + 2)) if wrong else (None, None)
+    others = (unit(n, 8, seed=seed + 1), unit(2, n, 8, seed=seed + 2)) if wrong else (None, None)
     return Seen(unit(n, 8, seed=seed), here, *others)
 
 
@@ -37,18 +37,19 @@ def test_pair_loss_is_the_slow_sum_over_the_moments_that_have_both(wrong):
     a = seen(6, [True, True, False, True, True, True], 10, wrong)
     b = seen(6, [True, True, True, True, False, True], 20, wrong)
     both, here_a, here_b = [0, 1, 3, 5], [0, 1, 3, 4, 5], [0, 1, 2, 3, 5]
-    forth = slow_nce(a.z[both], b.z[both], b.defect[here_b] if wrong else [])
-    back = slow_nce(b.z[both], a.z[both], a.defect[here_a] if wrong else [])
+    forth = slow_nce(a.z[both], b.z[both], b.defect[:, here_b].flatten(0, 1) if wrong else [])
+    back = slow_nce(b.z[both], a.z[both], a.defect[:, here_a].flatten(0, 1) if wrong else [])
     assert pair_loss(a, b, TEMPERATURE).item() == pytest.approx((forth + back) / 2, rel=1e-12)
 
 
 def test_defect_loss_is_the_slow_sum():
+    """Each window against each normal one of the batch, among all normal ones and all defects."""
     one = seen(5, [True, False, True, True, True], 30)
-    here = [0, 2, 3, 4]
-    total = 0.0
+    here, total = [0, 2, 3, 4], 0.0
     for i in here:
-        own = math.exp(float(one.z[i] @ one.again[i]) / TEMPERATURE)
-        total -= math.log(own / (own + sum(math.exp(float(one.z[i] @ one.defect[j]) / TEMPERATURE) for j in here)))
+        normal = [math.exp(float(one.z[i] @ one.again[j]) / TEMPERATURE) for j in here]
+        wrong = [math.exp(float(one.z[i] @ one.defect[k, j]) / TEMPERATURE) for k in range(2) for j in here]
+        total -= np.mean([math.log(weight / (sum(normal) + sum(wrong))) for weight in normal])
     assert defect_loss(one, TEMPERATURE).item() == pytest.approx(total / len(here), rel=1e-12)
 
 
@@ -56,11 +57,11 @@ def test_absent_windows_change_nothing_and_get_no_gradient():
     z = unit(4, 8, seed=1).requires_grad_()
     absent = torch.tensor([True, True, True, False])
     b = seen(4, None, 2)
-    loss = pair_loss(Seen(z, absent, z.detach(), z.detach()), b, TEMPERATURE)
+    loss = pair_loss(Seen(z, absent, z.detach(), z.detach()[None]), b, TEMPERATURE)
     loss.backward()
     moved = z.detach().clone()
     moved[3] = math.nan
-    again = pair_loss(Seen(moved, absent, z.detach(), z.detach()), b, TEMPERATURE)
+    again = pair_loss(Seen(moved, absent, z.detach(), z.detach()[None]), b, TEMPERATURE)
     assert again.item() == loss.item()
     assert z.grad[3].abs().max() == 0
     assert z.grad[:3].abs().min() > 0

@@ -15,7 +15,7 @@ from lineside.clock import SystemClock
 from lineside.errors import ConfigError, GateError
 from lineside.release import Gate
 from tests import pitch_scene
-from trainer import checkpoint
+from trainer import checkpoint, gates
 from trainer.data import read
 from trainer.evaluate import embed, measure, spread
 from trainer.plan import GateSettings, RecordingPart
@@ -79,15 +79,35 @@ def test_the_certified_drift_is_what_old_windows_really_suffer(folder):
         assert two.certificate.embedding_drift[modality] == pytest.approx(real, rel=1e-3)
 
 
-def test_without_protection_the_same_stage_fails_its_drift_gate(folder):
-    plan = pitch_scene.plan("free", "two.mcap", parent="one", epochs=4, learning_rate=2e-2)
-    free = msgspec.structs.replace(plan, protection=msgspec.structs.replace(plan.protection, epsilon=0.999))
-    stage = run(free, folder)
-    assert not stage.passed
-    with pytest.raises(GateError, match=r"gate `embedding drift \w+` is .* must be at most 0.05"):
-        checkpoint.must_pass(stage, folder / "free")
-    with pytest.raises(GateError):
-        run(pitch_scene.plan("after", "two.mcap", parent="free"), folder)
+def test_a_drift_above_the_budget_fails_its_gate_and_the_stage(folder):
+    """Heads pushed past the budget behind the trainer's back: the gates see it, and nothing may follow or leave."""
+    stage = checkpoint.load_stage(folder / "two")
+    tensors = checkpoint.load_tensors(folder / "two", stage)
+    with torch.no_grad():
+        tensors.encoders["camera"].head.weight.mul_(1.2)
+    embeddings, _ = drifts(tensors)
+    assert embeddings["camera"] > 0.15
+    judged = gates.judge(
+        gates.Evidence(
+            stage.plan, tensors.encoders, tensors.changes, embeddings, tensors.bank, [("cam0", "mic0")], stage.metrics
+        )
+    )
+    proof = msgspec.structs.replace(stage.certificate, gates=judged)
+    with pytest.raises(GateError, match=r"gate `embedding drift camera` is 0\.\d+, must be at most 0\.05"):
+        checkpoint.must_pass(msgspec.structs.replace(stage, certificate=proof), folder / "two")
+
+
+def test_heads_that_scramble_old_moments_fail_retention(folder):
+    stage = checkpoint.load_stage(folder / "two")
+    tensors = checkpoint.load_tensors(folder / "two", stage)
+    old = {name: bank for name, bank in tensors.bank.items() if name.startswith("1/")}
+    evidence = gates.Evidence(stage.plan, tensors.encoders, tensors.changes, {}, old, [], stage.metrics)
+    assert all(gate.passed for gate in gates.retention(evidence))
+    with torch.no_grad():
+        tensors.encoders["camera"].head.weight.copy_(tensors.encoders["camera"].head.weight.flip(0))
+    (gate,) = gates.retention(evidence)
+    assert gate.name == "retention stage 1 cam0 + mic0"
+    assert not gate.passed
 
 
 @pytest.mark.parametrize("parent", ["", "one"])
@@ -127,10 +147,12 @@ def test_a_finished_stage_is_given_back_and_never_overwritten(folder):
 
 
 def test_a_stage_whose_gate_failed_is_saved_as_failed(folder):
-    plan = pitch_scene.plan("strict", "two.mcap", epochs=1, gates=GateSettings(spread=-1.0))
+    plan = pitch_scene.plan("strict", "two.mcap", epochs=1, gates=GateSettings(retrieval_times_chance=0.0, spread=-1.0))
     stage = run(plan, folder)
     assert not stage.passed
     assert not checkpoint.load_stage(folder / "strict").passed
+    with pytest.raises(GateError, match="gate `spread "):
+        run(pitch_scene.plan("after", "two.mcap", parent="strict"), folder)
 
 
 def test_a_window_pair_that_has_no_number_fails_its_gate():

@@ -29,7 +29,7 @@ from lineside.errors import ConfigError, GateError
 from lineside.features import Prepare
 from lineside.files import sha256, write_atomic
 from lineside.release import Certificate
-from trainer.encoders import Encoder
+from trainer.encoders import Encoder, Encoders
 from trainer.evaluate import Measured
 from trainer.plan import Plan, WindowSettings
 from trainer.projection import Moments
@@ -93,7 +93,7 @@ class Change:
 class Tensors:
     """The tensors of a stage folder; `changes` is empty for a first stage, `bank` see above."""
 
-    encoders: nn.ModuleDict
+    encoders: Encoders
     seen: dict[str, Moments] = field(default_factory=dict)
     changes: dict[str, Change] = field(default_factory=dict)
     bank: dict[str, Tensor] = field(default_factory=dict)
@@ -102,7 +102,7 @@ class Tensors:
 
 def save_tensors(folder: Path, tensors: Tensors) -> dict[str, str]:
     """Write all tensors; gives the SHA-256 of each file."""
-    statistics = {}
+    statistics: dict[str, Tensor] = {}
     for modality, seen in tensors.seen.items():
         statistics |= _moments_out(f"{modality}/seen", seen)
     for modality, change in tensors.changes.items():
@@ -153,9 +153,9 @@ def load_tensors(folder: Path, stage: Stage) -> Tensors:
     return Tensors(encoders, seen, changes, _checked(folder, stage, BANK), _checked(folder, stage, CALIBRATION))
 
 
-def build(specs: Mapping[str, Prepare], dim: int) -> nn.ModuleDict:
+def build(specs: Mapping[str, Prepare], dim: int) -> Encoders:
     """One fresh encoder a modality."""
-    return nn.ModuleDict({name: Encoder(specs[name], dim) for name in sorted(specs)})
+    return Encoders({name: Encoder(specs[name], dim) for name in sorted(specs)})
 
 
 def fingerprints(specs: Mapping[str, Prepare]) -> dict[str, str]:

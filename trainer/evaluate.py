@@ -6,10 +6,9 @@ import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from trainer.data import Dataset
-from trainer.encoders import Encoder
+from trainer.encoders import Encoder, Encoders
 
 CHUNK = 64
 MOST_QUERIES = 2_000
@@ -100,7 +99,7 @@ class Measured(msgspec.Struct, frozen=True):
     spread: dict[str, float]
 
 
-def measure(encoders: nn.ModuleDict, dataset: Dataset, rows: NDArray[np.int64]) -> Measured:
+def measure(encoders: Encoders, dataset: Dataset, rows: NDArray[np.int64]) -> Measured:
     """Measure encoders on the moments `rows` (evenly thinned to 2000)."""
     rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), MOST_QUERIES)).round().astype(int)]
     found = {}

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from lineside.release import Gate
 from trainer.checkpoint import Change
-from trainer.evaluate import Measured, ranks, recall
+from trainer.encoders import Encoders
+from trainer.evaluate import FEW, Measured, ranks, recall_among
 from trainer.plan import Plan
 
 
@@ -27,7 +28,7 @@ class Evidence:
     """
 
     plan: Plan
-    encoders: nn.ModuleDict
+    encoders: Encoders
     changes: Mapping[str, Change]
     drift: Mapping[str, float]
     bank: Mapping[str, Tensor]
@@ -42,7 +43,10 @@ def embedding_drift(evidence: Evidence) -> list[Gate]:
 
 
 def retention(evidence: Evidence) -> list[Gate]:
-    """Held-out moments of earlier stages still find each other as well as before; one query of them is the grain."""
+    """Held-out moments of earlier stages still find each other among few as well as before.
+
+    One query is the grain: a loss of less than that is not one.
+    """
     gates = []
     for a, b in bank_pairs(evidence.bank):
         kind_a, kind_b = (name.rpartition("/")[2] for name in (a, b))
@@ -92,9 +96,10 @@ def bank_pairs(bank: Mapping[str, Tensor]) -> list[tuple[str, str]]:
     return [(a, b) for i, a in enumerate(names) for b in names[i + 1 :] if a.split("/")[0] == b.split("/")[0]]
 
 
-def _mean_recall(banks: tuple[Tensor, Tensor], heads: list[Tensor]) -> float:
+def _mean_recall(banks: tuple[Tensor, Tensor], heads: Sequence[Tensor]) -> float:
     za, zb = (_embed(bank, head) for bank, head in zip(banks, heads, strict=True))
-    return (recall(ranks(za, zb), 1) + recall(ranks(zb, za), 1)) / 2
+    few = min(FEW, len(za))
+    return (recall_among(ranks(za, zb), few) + recall_among(ranks(zb, za), few)) / 2
 
 
 def _embed(bank: Tensor, head: Tensor) -> NDArray[np.float32]:

@@ -19,12 +19,14 @@ from lineside.clock import NS, Clock
 from trainer import checkpoint
 from trainer.data import Dataset
 from trainer.defects import defective, weakly
+from trainer.encoders import Encoders
 from trainer.losses import Seen, total_loss
 from trainer.plan import Plan
 from trainer.progress import Progress
 from trainer.projection import Protection
 
-WARM_UP_SHARE, LAST_RATE, LARGEST_GRADIENT = 0.05, 0.02, 1.0
+WARM_UP_SHARE, LAST_RATE, LARGEST_GRADIENT, HELD_PACE = 0.05, 0.02, 1.0, 5.0
+DEFECTS_EACH = 2
 COLUMNS = ["step", "epoch", "loss", "terms", "learning_rate", "seconds"]
 
 
@@ -37,7 +39,7 @@ def device() -> torch.device:
 
 
 def train(
-    encoders: nn.ModuleDict,
+    encoders: Encoders,
     dataset: Dataset,
     learn: NDArray[np.int64],
     plan: Plan,
@@ -53,7 +55,7 @@ def train(
     Heads in `protections` move only where these allow. `max_steps` stops after that step of the stage, half trained;
     True says that the stage is trained to its end.
     """
-    optimiser = optimiser_of(encoders, plan)
+    optimiser = optimiser_of(encoders, plan, protections)
     batch = min(plan.batch, len(learn))
     per_epoch = len(learn) // batch
     steps = plan.epochs * per_epoch
@@ -71,10 +73,10 @@ def train(
         rate = learning_rate(plan.learning_rate, step, steps)
         if loss is not None:
             optimiser.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(encoders.parameters(), LARGEST_GRADIENT)
             for group in optimiser.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["pace"]
             optimiser.step()
             for modality, protection in protections.items():
                 protection.hold(encoders[modality].head.weight)
@@ -90,7 +92,7 @@ def train(
 
 
 def look(
-    encoders: nn.ModuleDict, dataset: Dataset, rows: NDArray[np.int64], plan: Plan, rng: np.random.Generator
+    encoders: Encoders, dataset: Dataset, rows: NDArray[np.int64], plan: Plan, rng: np.random.Generator
 ) -> dict[str, Seen]:
     """Embed one batch of moments: each sensor's present windows, changed harmlessly, and with a defect."""
     seen = {}
@@ -103,23 +105,32 @@ def look(
         windows = torch.from_numpy(view.inputs[rows[view.present[rows]]]).to(where)  # (present, *shape)
         looks = [weakly(view.modality, windows, rng)]
         if plan.defect_negatives:
-            looks += [weakly(view.modality, windows, rng), defective(view.modality, windows, rng)]
+            looks.append(weakly(view.modality, windows, rng))
+            looks += [defective(view.modality, windows, rng) for _ in range(DEFECTS_EACH)]
         if encoder.training and not encoder.frozen and len(windows) * len(looks) < 2:
             continue  # batch norm needs two
         z = encoder(torch.cat(looks))  # (looks * present, dim)
         filled = z.new_zeros(len(looks), len(rows), z.shape[1])
         filled[:, present] = z.reshape(len(looks), len(windows), -1)
-        seen[sensor] = Seen(filled[0], present, *filled[1:])
+        seen[sensor] = Seen(filled[0], present, *((filled[1], filled[2:]) if plan.defect_negatives else ()))
     return seen
 
 
-def optimiser_of(encoders: nn.ModuleDict, plan: Plan) -> torch.optim.Optimizer:
-    """AdamW over what may move; only whole weights of convolutions decay, never heads, scales or shifts."""
+def optimiser_of(encoders: Encoders, plan: Plan, protections: Mapping[str, Protection]) -> torch.optim.Optimizer:
+    """AdamW over what may move; only whole weights of convolutions decay, never heads, scales or shifts.
+
+    Protected heads go faster: nothing but the few directions left to them can move, and no further than the budget.
+    """
+    held = {id(encoders[modality].head.weight) for modality in protections}
     moving = [(name, weight) for name, weight in encoders.named_parameters() if weight.requires_grad]
     decaying = [weight for name, weight in moving if weight.ndim > 1 and ".head." not in name]
-    others = [weight for name, weight in moving if weight.ndim <= 1 or ".head." in name]
-    groups = [{"params": decaying, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=plan.learning_rate)
+    others = [weight for name, weight in moving if weight.ndim <= 1 or (".head." in name and id(weight) not in held)]
+    heads = [weight for _, weight in moving if id(weight) in held]
+    groups = [(decaying, 0.01, 1.0), (others, 0.0, 1.0), (heads, 0.0, HELD_PACE)]
+    return torch.optim.AdamW(
+        [{"params": params, "weight_decay": decay, "pace": pace} for params, decay, pace in groups if params],
+        lr=plan.learning_rate,
+    )
 
 
 def learning_rate(top: float, step: int, steps: int) -> float:

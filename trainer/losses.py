@@ -16,10 +16,10 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Seen:
-    """One sensor's unit-norm embeddings of one batch, each (batch, dim), and which rows are `present` (batch,).
+    """One sensor's unit-norm embeddings of one batch, (batch, dim), and which rows are `present` (batch,).
 
-    `again` is the same window after another harmless change, `defect` the same window with a defect; both are None
-    when the stage learns without them.
+    `again` is the same window after another harmless change (batch, dim), `defect` the same window with each of
+    some defects (defects, batch, dim); both are None when the stage learns without them.
     """
 
     z: Tensor
@@ -50,19 +50,24 @@ def pair_loss(a: Seen, b: Seen, temperature: float) -> Tensor | None:
 
 
 def defect_loss(seen: Seen, temperature: float) -> Tensor | None:
-    """A window finds its harmlessly changed self among the batch's defects; None where there are none."""
+    """A window lies nearer to all normal windows of the batch than to any defect; None where there are none.
+
+    Supervised contrast (Khosla et al., 2020, equation 2) of two classes. A window's own positive alone would not do:
+    telling every moment from every other leaves a normal one that was never seen as far away as a defect.
+    """
     wrong = _wrong(seen)
     if wrong is None or seen.again is None:
         return None
-    z, again = seen.z[seen.present], seen.again[seen.present]
-    logits = torch.cat([(z * again).sum(dim=1, keepdim=True), z @ wrong.T], dim=1) / temperature  # (n, 1 + n)
-    return functional.cross_entropy(logits, torch.zeros(len(z), dtype=torch.long, device=z.device))
+    z = seen.z[seen.present]
+    normal = z @ seen.again[seen.present].T / temperature  # (n, n)
+    defects = z @ wrong.T / temperature  # (n, defects * n)
+    return (torch.logsumexp(torch.cat([normal, defects], dim=1), dim=1) - normal.mean(dim=1)).mean()
 
 
 def _wrong(seen: Seen) -> Tensor | None:
     if seen.defect is None or not bool(seen.present.any()):
         return None
-    return seen.defect[seen.present]
+    return seen.defect[:, seen.present].flatten(0, 1)
 
 
 def total_loss(batch: Mapping[str, Seen], temperature: float) -> tuple[Tensor | None, dict[str, float]]:

@@ -1,19 +1,24 @@
 """Heads that may move only where the past never looked: one-sided null-space projection of the weights.
 
 After every step of the optimiser, W <- W - (W - W_start) V V^T, where V spans the directions that hold all but a
-share epsilon of the old inputs' power. It is the weight that is projected, not the gradient: adaptive optimisers
+share epsilon of the old inputs' power; along the others the head may move as far as the drift budget goes. It is the
+weight that is projected, not the gradient: adaptive optimisers
 rescale gradients element by element and would leave the allowed space (spec dns.md, sections 7 and 8). One-sided, so
 that the embedding of every protected input stays, and with it every cosine.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from trainer.certificate import root
+
 NUMERICAL_FLOOR = 1e-10
+SPENDABLE = 0.9  # of the drift budget; the rest is for rounding
 
 
 @dataclass(frozen=True)
@@ -60,17 +65,25 @@ def basis(second: Tensor, epsilon: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Protection:
-    """Holds one head to its start on the protected directions; build it with `protect`."""
+    """Holds one head to its start on the protected directions, and its drift on the others to a budget.
+
+    Build it with `protect`. `budget` bounds ||D rest||, the RMS change of old embeddings by the displacement D.
+    """
 
     start: Tensor  # (dim, f+1) float64
     directions: Tensor  # (f+1, k) float64
+    rest: Tensor  # (f+1, r) float64, a factor of the old inputs' second moment outside `directions`
+    budget: float = math.inf
 
     def hold(self, weight: nn.Parameter) -> None:
-        """Put `weight` (dim, f+1) back onto the allowed space, exactly at any cadence and under any optimiser."""
+        """Put `weight` (dim, f+1) back onto the allowed set, exactly at any cadence and under any optimiser."""
         with torch.no_grad():
-            now = weight.double().cpu()
-            held = now - ((now - self.start) @ self.directions) @ self.directions.T
-            weight.copy_(held)
+            moved = weight.double().cpu() - self.start
+            moved -= (moved @ self.directions) @ self.directions.T
+            drift = float(torch.linalg.norm(moved @ self.rest))
+            if drift > self.budget:
+                moved *= self.budget / drift  # drift is linear in the displacement
+            weight.copy_(self.start + moved)
 
     @property
     def capacity(self) -> float:
@@ -78,6 +91,13 @@ class Protection:
         return self.directions.shape[1] / self.directions.shape[0]
 
 
-def protect(weight: Tensor, seen: Moments, epsilon: float) -> Protection:
-    """Protect what `weight` (dim, f+1) makes of the inputs seen so far."""
-    return Protection(weight.detach().double().cpu().clone(), basis(seen.second, epsilon))
+def protect(weight: Tensor, seen: Moments, epsilon: float, drift_budget: float = math.inf) -> Protection:
+    """Protect what `weight` (dim, f+1) makes of the inputs seen so far.
+
+    `drift_budget` is relative to the RMS of the old embeddings; nine tenths of it may be used.
+    """
+    start = weight.detach().double().cpu().clone()
+    directions, factor = basis(seen.second, epsilon), root(seen.second)
+    rest = factor - directions @ (directions.T @ factor)
+    budget = SPENDABLE * drift_budget * float(torch.linalg.norm(start @ factor)) if seen.count else math.inf
+    return Protection(start, directions, rest, budget)

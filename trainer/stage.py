@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from lineside import features
 from lineside.clock import NS, Clock
@@ -19,6 +19,7 @@ from lineside.release import Certificate
 from trainer import certificate, checkpoint, evaluate, gates, loop, projection
 from trainer.checkpoint import Change, Counters, Stage, Tensors
 from trainer.data import Dataset, read
+from trainer.encoders import Encoders
 from trainer.plan import Plan, WindowSettings, place
 from trainer.progress import Progress, silent
 
@@ -123,14 +124,15 @@ def wanted_windows(plan: Plan, parent: Parent | None) -> WindowSettings:
     return WindowSettings(length_s=plan.windows.length_s or was.length_s, hop_s=plan.windows.hop_s or was.hop_s)
 
 
-def start(plan: Plan, dataset: Dataset, parent: Parent | None, learn: NDArray[np.int64]) -> nn.ModuleDict:
+def start(plan: Plan, dataset: Dataset, parent: Parent | None, learn: NDArray[np.int64]) -> Encoders:
     """Encoders as they stand before the first step: old trunks frozen, new ones fresh and fitted to their data."""
     torch.manual_seed(plan.seed)
     old = parent.stage.prepare if parent else {}
     encoders = checkpoint.build({**old, **dataset.specs}, plan.dim)
     if parent:
         encoders.load_state_dict(parent.tensors.encoders.state_dict(), strict=not (dataset.specs.keys() - old.keys()))
-    for modality, encoder in encoders.items():
+    for modality in encoders:
+        encoder = encoders[modality]
         if modality in old:
             encoder.freeze_trunk()
             encoder.head.requires_grad_(modality in dataset.specs)
@@ -140,14 +142,17 @@ def start(plan: Plan, dataset: Dataset, parent: Parent | None, learn: NDArray[np
 
 
 def protect(
-    plan: Plan, dataset: Dataset, parent: Parent | None, encoders: nn.ModuleDict
+    plan: Plan, dataset: Dataset, parent: Parent | None, encoders: Encoders
 ) -> dict[str, projection.Protection]:
     """Protection of every old head that this stage moves."""
     if parent is None:
         return {}
     return {
         modality: projection.protect(
-            parent.tensors.encoders[modality].head.weight, parent.tensors.seen[modality], plan.protection.epsilon
+            parent.tensors.encoders[modality].head.weight,
+            parent.tensors.seen[modality],
+            plan.protection.epsilon,
+            plan.protection.drift_budget,
         )
         for modality in encoders
         if modality in parent.stage.prepare and modality in dataset.specs
@@ -155,7 +160,7 @@ def protect(
 
 
 def remember(
-    plan: Plan, dataset: Dataset, parent: Parent | None, encoders: nn.ModuleDict, learn: NDArray[np.int64]
+    plan: Plan, dataset: Dataset, parent: Parent | None, encoders: Encoders, learn: NDArray[np.int64]
 ) -> Tensors:
     """What later stages need of this one: second moments over all stages, the heads' start, calibration windows."""
     old = parent.tensors if parent else Tensors(encoders)
@@ -229,7 +234,7 @@ def drifts(tensors: Tensors) -> tuple[dict[str, float], dict[str, float]]:
     return embeddings, similarities
 
 
-def bank(number: int, dataset: Dataset, encoders: nn.ModuleDict, held: NDArray[np.int64]) -> dict[str, Tensor]:
+def bank(number: int, dataset: Dataset, encoders: Encoders, held: NDArray[np.int64]) -> dict[str, Tensor]:
     """Features of at most 256 held-out moments, float16, a last column of ones where the window was present."""
     rows = held[np.linspace(0, len(held) - 1, min(BANK_ROWS, len(held))).round().astype(int)]
     stored = {}
