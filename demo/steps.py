@@ -24,8 +24,7 @@ FAULTS = (
     ("dirty_lens", "anomaly", "camera"),
     ("muted", "sensor", "microphone"),
 )
-NORMAL_S, NEW_S, LIVE_S = 150.0, 120.0, 60.0
-EPOCHS = {1: 32, 2: 16}
+NORMAL_S, NEW_S, LIVE_S = 150.0, 150.0, 60.0
 
 
 class Loop:
@@ -58,7 +57,7 @@ class Loop:
         else:
             stages = self._record_sensors(normal)
         for number, (recording, from_s, to_s) in enumerate(stages, start=1):
-            text = stage_file(number, self._line, str(recording), from_s, to_s, EPOCHS[number])
+            text = stage_file(number, self._line, str(recording), from_s, to_s)
             write(self._folder / f"stage-{number}.toml", text)
         text = device_file(self._line, self._mqtt_port, self._port, seed=2, recording=str(normal))
         write(self._folder / "device.toml", text)
@@ -132,7 +131,8 @@ class Loop:
         self.dashboard.wait("scores by camera 2", 30, lambda: self._scored_by("2", began))
         self._deploy("rollback", "--modality", "camera")
         after = self._wait_version(before["camera"])
-        self.dashboard.wait("scores after the rollback", 30, lambda: self._scores(self._clock.now_ns() - NS))
+        back = self._clock.now_ns()
+        self.dashboard.wait("scores after the rollback", 30, lambda: self._scores(back))
         self.measured["versions"] = {"before": before, "rolled_out": during, "rolled_back": after}
         others = {m for m in before if m != "camera"}
         self.measured["windows_lost_in_change"] = {m: self._lost(m, began) for m in sorted(others)}
@@ -218,13 +218,16 @@ class Loop:
         return (starts[-1] - starts[0]) // hop + 1 - len(starts)
 
     def _count(self) -> None:
-        """Every window that the device counts is stored, once the outbox is empty."""
-        status = self.dashboard.get("/api/status")
-        health = status["devices"][DEVICE]["health"]
-        self.measured["windows_in"] = health["windows"]
-        self.measured["windows_stored"] = status["counts"]["windows"]
-        self.measured["moments_scored"] = status["counts"]["scores"]
-        self.measured["sequence_gaps"] = self.dashboard.get("/api/gaps", device=DEVICE)
+        """Everything that the device had embedded by its last account is stored, and no number is missing."""
+        health = self.dashboard.device(DEVICE)["health"]
+        modalities = sorted(set(self._line.sensors.values()))
+        stored = sum(len(self.dashboard.get("/api/windows", device=DEVICE, modality=m)) for m in modalities)
+        gaps = self.dashboard.get("/api/gaps", device=DEVICE)
+        self.measured |= {"windows_in": health["windows"], "windows_embedded": health["embedded"]}
+        self.measured |= {"windows_stored": stored, "sequence_gaps": gaps}
+        if stored < health["embedded"] or gaps:
+            told = f"{stored} of {health['embedded']} windows are there, missing numbers {gaps}"
+            raise LinesideError("stored windows", told, "see hub-run.log")
 
 
 def _line_of(recording: Path) -> Line:

@@ -202,6 +202,7 @@ class Agent:
             sensors={name: self._sensor_health(name) for name in self._captures},
             encoders=self._changeover.health(),
             windows=sum(counters.windows.values()),
+            embedded=counters.embedded,
             moments=counters.moments,
             scores=counters.scores,
             outbox_messages=self._outbox.messages,

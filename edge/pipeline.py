@@ -31,6 +31,7 @@ class Counters:
 
     windows: dict[str, int] = field(default_factory=dict)
     flags: dict[str, frozenset[str]] = field(default_factory=dict)
+    embedded: int = 0
     moments: int = 0
     scores: int = 0
 
@@ -93,6 +94,7 @@ class Pipeline:
             if self.commissioning is not None:
                 self.commissioning.add(ensemble.prepare(good))
             vectors = ensemble.embed(good)
+            self.counters.embedded += len(vectors)
             out.append(self._embeddings(moment, vectors, ensemble))
             if (judgement := ensemble.judge(vectors)) is not None:
                 score = self._score(moment, judgement, {n: ", ".join(p) for n, p in bad.items() if p}, ensemble)

@@ -111,8 +111,11 @@ class EncoderHealth(msgspec.Struct, frozen=True, kw_only=True):
     provider: str
 
 
-class Health(Message, frozen=True):
-    """The device's own account of itself; counters count since the agent started."""
+class Health(Message, frozen=True, kw_only=True):
+    """The device's own account of itself; counters count since the agent started.
+
+    Of `windows` that were cut, `embedded` were well and had an encoder; only those are sent.
+    """
 
     station: str
     agent: str
@@ -122,6 +125,7 @@ class Health(Message, frozen=True):
     sensors: dict[str, SensorHealth]
     encoders: dict[str, EncoderHealth]
     windows: int
+    embedded: int = 0
     moments: int
     scores: int
     outbox_messages: int

@@ -53,6 +53,16 @@ def test_defect_loss_is_the_slow_sum():
     assert defect_loss(one, TEMPERATURE).item() == pytest.approx(total / len(here), rel=1e-12)
 
 
+def test_a_sensor_without_a_partner_is_contrasted_with_its_own_windows():
+    one = seen(5, [True, False, True, True, True], 30)
+    here = [0, 2, 3, 4]
+    loss, terms = total_loss({"a": one}, TEMPERATURE)
+    assert list(terms) == ["alone a"]
+    assert loss.item() == pytest.approx(
+        slow_nce(one.z[here], one.again[here], one.defect[:, here].flatten(0, 1)), rel=1e-12
+    )
+
+
 def test_absent_windows_change_nothing_and_get_no_gradient():
     z = unit(4, 8, seed=1).requires_grad_()
     absent = torch.tensor([True, True, True, False])

@@ -64,6 +64,17 @@ def defect_loss(seen: Seen, temperature: float) -> Tensor | None:
     return (torch.logsumexp(torch.cat([normal, defects], dim=1), dim=1) - normal.mean(dim=1)).mean()
 
 
+def alone_loss(seen: Seen, temperature: float) -> Tensor | None:
+    """For a sensor with no partner: a window finds its changed self among all other windows and the defects.
+
+    Without a partner's contrast, telling normal from defective alone would draw all normal windows to one point.
+    """
+    wrong = _wrong(seen)
+    if wrong is None or seen.again is None:
+        return None
+    return info_nce(seen.z[seen.present], seen.again[seen.present], wrong, temperature)
+
+
 def _wrong(seen: Seen) -> Tensor | None:
     if seen.defect is None or not bool(seen.present.any()):
         return None
@@ -79,7 +90,9 @@ def total_loss(batch: Mapping[str, Seen], temperature: float) -> tuple[Tensor | 
     pairs = {
         f"{a}+{b}": pair_loss(batch[a], batch[b], temperature) for i, a in enumerate(names) for b in names[i + 1 :]
     }
-    own = {f"defect {name}": defect_loss(seen, temperature) for name, seen in batch.items()}
+    met = any(term is not None for term in pairs.values())
+    kind, own_loss = ("defect", defect_loss) if met else ("alone", alone_loss)
+    own = {f"{kind} {name}": own_loss(seen, temperature) for name, seen in batch.items()}
     groups = [[term for term in group.values() if term is not None] for group in (pairs, own)]
     means = [torch.stack(terms).mean() for terms in groups if terms]
     terms = {name: term.item() for name, term in (pairs | own).items() if term is not None}
