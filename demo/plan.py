@@ -45,7 +45,7 @@ length_s = {line.length_s}
 hop_s = {line.hop_s}
 
 [commissioning]
-recording = "recordings/normal.mcap"
+recording = "recordings/{"commissioning" if line.kind == "simulation" else "normal"}.mcap"
 
 [broker]
 port = {mqtt_port}
@@ -64,10 +64,13 @@ def _sensor(name: str, modality: str, source: str | None) -> str:
 
 
 def stage_file(stage: int, line: Line, recording: str, from_s: float, to_s: float) -> str:
-    """The training plan (TOML) of one stage: from `from_s` to `to_s` of a recording (0: its end)."""
+    """The training plan (TOML) of one stage: from `from_s` to `to_s` of a recording."""
+    batches = max(1.0, 0.8 * (to_s - from_s) / line.hop_s / BATCH)  # a fifth is held out
     return f"""\
 out = "stages/{stage}"
-{STAGES[stage]}
+batch = {BATCH}
+epochs = {max(2, round(STEPS[stage] / batches))}
+{SECOND if stage > 1 else FIRST.get(line.kind, "")}
 [windows]
 length_s = {line.length_s}
 hop_s = {line.hop_s}
@@ -79,22 +82,25 @@ to_s = {to_s}
 """
 
 
+BATCH = 32
+STEPS = {1: 320, 2: 120}
+# The simulated line goes through few states again and again.
+FIRST = {"simulation": "\n[defects]\nown = 0\ntogether = 1\n"}
 # The second stage moves heads alone: what the trunk knows of defects stays. Some 60 held-out moments cannot tell a
 # retention loss of one point from chance, so that a loss of five is what its gate refuses.
-STAGES = {
-    1: "epochs = 32\n",
-    2: """\
+SECOND = """\
 parent = "stages/1"
-epochs = 16
-defect_negatives = false
+
+[defects]
+own = 0
+together = 0
 
 [protection]
 drift_budget = 0.03
 
 [gates]
 retention_loss = 0.05
-""",
-}
+"""
 
 
 def write(path: Path, text: str) -> Path:

@@ -18,13 +18,16 @@ from lineside.operator import Operator, check
 from lineside.plant import PlantConfig
 
 # Fault, and what its alarm must say: the kind of alarm and the modality on top.
+# A recording of anything need not show a part that could lie askew: that fault is for the simulated line alone.
 FAULTS = (
     ("bearing_noise", "anomaly", "microphone"),
     ("misaligned_part", "anomaly", "camera"),
     ("dirty_lens", "anomaly", "camera"),
     ("muted", "sensor", "microphone"),
 )
-NORMAL_S, NEW_S, LIVE_S = 150.0, 150.0, 60.0
+NORMAL_S, NEW_S, COMMISSIONING_S, LIVE_S, FIRST_SHARE = 150.0, 150.0, 120.0, 60.0, 0.65
+
+Part = tuple[Path, float, float]
 
 
 class Loop:
@@ -52,29 +55,31 @@ class Loop:
             read = self.processes.call("edge", "record", "--from", str(self._source), "--out", str(normal))
             self._line = _line_of(normal)
             self.measured["import_warnings"] = read["warnings"]
-            new_from = round(0.65 * read["seconds"], 1)
-            stages = [(normal, 0.0, new_from), (normal, new_from, 0.0)]
+            stages = _parts(normal, read["seconds"])
+        elif self._live:
+            self._record("device.toml", normal, LIVE_S)
+            stages = _parts(normal, LIVE_S)
         else:
-            stages = self._record_sensors(normal)
+            stages = self._record_simulation(normal)
         for number, (recording, from_s, to_s) in enumerate(stages, start=1):
             text = stage_file(number, self._line, str(recording), from_s, to_s)
             write(self._folder / f"stage-{number}.toml", text)
         text = device_file(self._line, self._mqtt_port, self._port, seed=2, recording=str(normal))
         write(self._folder / "device.toml", text)
 
-    def _record_sensors(self, normal: Path) -> list[tuple[Path, float, float]]:
-        text = device_file(self._line, self._mqtt_port, self._port)
-        first = str(write(self._folder / "device.toml", text))
-        if self._live:
-            self.processes.call("edge", "record", "--config", first, "--seconds", str(LIVE_S), "--out", str(normal))
-            return [(normal, 0.0, 0.65 * LIVE_S), (normal, 0.65 * LIVE_S, 0.0)]
-        second = str(write(self._folder / "product-b.toml", device_file(self._line, 1883, 8080, product="b")))
+    def _record_simulation(self, normal: Path) -> list[Part]:
+        """What is trained on, what is new, and what the device learns normal from: three runs, and none is watched."""
         new = normal.with_name("new.mcap")
-        for config, seconds, out in ((first, NORMAL_S, normal), (second, NEW_S, new)):
-            self.processes.call(
-                "edge", "record", "--config", config, "--seconds", str(seconds), "--fast", "--out", str(out)
-            )
-        return [(normal, 0.0, 0.0), (new, 0.0, 0.0)]
+        self._record("product-a.toml", normal, NORMAL_S)
+        self._record("product-b.toml", new, NEW_S, product="b")
+        self._record("commissioning.toml", normal.with_name("commissioning.mcap"), COMMISSIONING_S, seed=3)
+        return [(normal, 0.0, NORMAL_S), (new, 0.0, NEW_S)]
+
+    def _record(self, config: str, out: Path, seconds: float, product: str = "a", seed: int = 1) -> None:
+        text = device_file(self._line, self._mqtt_port, self._port, product=product, seed=seed)
+        file = str(write(self._folder / config, text))
+        words = ["edge", "record", "--config", file, "--seconds", str(seconds), "--out", str(out)]
+        self.processes.call(*words, *([] if self._live else ["--fast"]))
 
     def train(self) -> None:
         """2. The trainer runs stage 1, then stage 2 with what is new; gates pass; a certificate is written."""
@@ -228,6 +233,12 @@ class Loop:
         if stored < health["embedded"] or gaps:
             told = f"{stored} of {health['embedded']} windows are there, missing numbers {gaps}"
             raise LinesideError("stored windows", told, "see hub-run.log")
+
+
+def _parts(recording: Path, seconds: float) -> list[Part]:
+    """The first part of a recording to begin with, the rest as what is new."""
+    first = round(FIRST_SHARE * seconds, 1)
+    return [(recording, 0.0, first), (recording, first, round(seconds, 1))]
 
 
 def _line_of(recording: Path) -> Line:

@@ -37,6 +37,7 @@ T = TypeVar("T")
 QUEUE_RUNS = 400  # runs of samples between capture and judgement: some 20 s of two sensors
 HEALTH_S = 5.0
 RETRY_S = 5.0
+FAILURES = (LinesideError, OSError)  # the second where the disk of state_dir is full, gone or read-only
 
 
 class Agent:
@@ -138,13 +139,17 @@ class Agent:
         return True
 
     def _attempt(self, what: str, work: Callable[[], T]) -> T | None:
-        """Do it; an error of ours is told in log and health, and leaves the last good state running."""
+        """Do it; an error of ours is told in log and health, and leaves the last good state running.
+
+        What gives nothing was not due: a problem of it stands until it is done.
+        """
         try:
             done = work()
-        except LinesideError as error:
+        except FAILURES as error:
             self._tell(what, str(error))
             return None
-        self._problems.pop(what, None)
+        if done:
+            self._problems.pop(what, None)
         return done
 
     def _tell(self, what: str, problem: str) -> None:
@@ -163,7 +168,7 @@ class Agent:
         reason = ""
         try:
             self._commanded(command)
-        except LinesideError as error:
+        except FAILURES as error:
             reason = str(error)
             log.error("command %s: %s", command.op, reason)
         self._health_due_ns = 0
@@ -184,7 +189,7 @@ class Agent:
 
     def _inject(self, command: Command) -> None:
         try:
-            seconds = min(float(command.args.get("seconds", "20")), 600.0)
+            seconds = min(max(float(command.args.get("seconds", "20")), 0.0), 600.0)
             self._injector.start(command.args.get("kind", ""), self._clock.now_ns() + round(seconds * NS))
         except ValueError as error:
             raise LinesideError("fault", str(error), "choose another kind or number of seconds") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -85,13 +85,20 @@ class Changeover:
         return encoders
 
     def finish_commissioning(self) -> bool:
-        """When enough live moments have come, learn normal from them and begin to judge; True when that happened."""
+        """When enough live moments have come, learn normal from them and begin to judge; True when that happened.
+
+        Raises LinesideError when normal cannot be learned from them; then commissioning begins anew.
+        """
         live = self.pipeline.commissioning
         wanted = self.config.commissioning.minutes * 60 / self.config.windows.hop_s
         if live is None or len(live.moments) < wanted:
             return False
         self.pipeline.commissioning = None
-        self.learn(live)
+        try:
+            self.learn(replace(live, moments=[*live.moments]))  # the pipeline may still be adding to its last moment
+        except LinesideError:
+            self.pipeline.commissioning = Commissioning.begin(self.pipeline.modalities, self._ensemble.encoders)
+            raise
         return True
 
     def learn(self, commissioning: Commissioning) -> None:
@@ -163,9 +170,9 @@ class Changeover:
         log.info("%s is in use", encoders[slot.modality].card.name)
 
     def _use(self, commissioning: Commissioning) -> None:
-        self.commissioning = commissioning
         encoders = self._ensemble.encoders
-        self.pipeline.ensemble = Ensemble(encoders, self._normal(encoders))
+        normal = commissioning.normal(encoders, self.config.commissioning.coreset)
+        self.commissioning, self.pipeline.ensemble = commissioning, Ensemble(encoders, normal)
 
     def _normal(self, encoders: Mapping[str, Encoder]) -> Normal | None:
         if self.commissioning is None:

@@ -46,10 +46,14 @@ class Commissioning:
             self.moments.append(prepared)
 
     def normal(self, encoders: Mapping[str, Encoder], coreset: int) -> Normal:
-        """Normal running as these encoders see it. Raises LinesideError when they cannot, or it is too short."""
+        """Normal running as these encoders see it; a sensor whose modality has none was taken away since.
+
+        Raises LinesideError when they cannot see it, or it is too short.
+        """
         embeddings = {}
         for sensor, modality in self.modalities.items():
-            encoder = encoders[modality]
+            if (encoder := encoders.get(modality)) is None:
+                continue
             if encoder.card.prepare_sha256 != self.fingerprints[sensor]:
                 reason = f"{encoder.card.name} prepares windows otherwise than at commissioning"
                 raise LinesideError(sensor, reason, "commission again: `lineside edge commission`")

@@ -43,8 +43,13 @@ class Ensemble:
         }
 
     def judge(self, embeddings: Mapping[str, NDArray[np.float32]]) -> Judgement | None:
-        """What the moment means; None before commissioning, or for sensors never seen together."""
-        return self.normal.judge(embeddings) if self.normal is not None else None
+        """What the moment means; None before commissioning, or for sensors never seen together.
+
+        A sensor that came after commissioning stays out until the device is commissioned again.
+        """
+        if self.normal is None:
+            return None
+        return self.normal.judge({name: vector for name, vector in embeddings.items() if name in self.normal.banks})
 
 
 def admit(candidate: Encoder, running: Mapping[str, Encoder]) -> dict[str, Encoder]:

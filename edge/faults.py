@@ -90,7 +90,7 @@ def dirty_lens(samples: Samples, since_ns: int) -> Samples:
     height, width = samples.data.shape[1:3]
     blur = max(3, width // 12) | 1
     smeared = [cv2.GaussianBlur(frame, (blur, blur), 0) for frame in samples.data]
-    dirt = 0.5 * np.stack(smeared) + 0.5 * np.array([78, 66, 50])
+    dirt = 0.3 * np.stack(smeared) + 0.7 * np.array([78, 66, 50])
     return _mixed(samples, dirt, _blotches(height, width)[..., None])
 
 

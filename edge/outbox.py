@@ -81,18 +81,20 @@ class Outbox:
             return int(self._db.execute("SELECT count(*) FROM outbox WHERE seq <= ?", (seq,)).fetchone()[0])
 
     def forget(self, epoch: int, ranges: Sequence[tuple[int, int]]) -> int:
-        """Delete what the hub has committed; the number of messages deleted. Another epoch is not ours."""
+        """Delete what the hub has committed; the number of messages deleted.
+
+        Another epoch is not ours, and numbers that were never given mean nothing.
+        """
         if epoch != self.epoch:
             return 0
         with self._lock:
             before = self.messages
             with self._transaction():
                 for first, last in ranges:
-                    self._delete(
-                        self._db.execute(
-                            "SELECT seq, length(payload) FROM outbox WHERE seq BETWEEN ? AND ?", (first, last)
-                        ).fetchall()
-                    )
+                    given = (max(first, 1), min(last, self._last_seq))
+                    if given[0] <= given[1]:  # beyond 64 bits SQLite would refuse the numbers themselves
+                        rows = "SELECT seq, length(payload) FROM outbox WHERE seq BETWEEN ? AND ?"
+                        self._delete(self._db.execute(rows, given).fetchall())
             return before - self.messages
 
     def close(self) -> None:

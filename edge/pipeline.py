@@ -39,8 +39,8 @@ class Counters:
 class Pipeline:
     """One station of one device.
 
-    `ensemble` may be replaced by another thread: it is read once a moment, so that no moment mixes two of them.
-    While `commissioning` is set, good moments go there.
+    `ensemble` and `commissioning` may be replaced by another thread: each is read once a moment, so that no moment
+    mixes two of them. While `commissioning` is set, good moments go there.
     """
 
     def __init__(self, config: DeviceConfig) -> None:
@@ -91,13 +91,16 @@ class Pipeline:
         alarms = self._alarms.hear_sensors(moment.end_ns, bad, ensemble.versions if ensemble else {})
         out: list[Message] = []
         if ensemble is not None and good:
-            if self.commissioning is not None:
-                self.commissioning.add(ensemble.prepare(good))
+            if (commissioning := self.commissioning) is not None:
+                commissioning.add(ensemble.prepare(good))
             vectors = ensemble.embed(good)
             self.counters.embedded += len(vectors)
             out.append(self._embeddings(moment, vectors, ensemble))
             if (judgement := ensemble.judge(vectors)) is not None:
-                score = self._score(moment, judgement, {n: ", ".join(p) for n, p in bad.items() if p}, ensemble)
+                absent = {
+                    n: ", ".join(p) or "not commissioned" for n, p in bad.items() if n not in judgement.contributions
+                }
+                score = self._score(moment, judgement, absent, ensemble)
                 self.counters.scores += 1
                 out.append(score)
                 alarms += self._alarms.hear_score(score)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 import threading
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from lineside.errors import WireError
 from lineside.messages import Command
 
 log = logging.getLogger(__name__)
+REMEMBERED = 256  # ids of requests
 
 
 class Uplink:
@@ -37,6 +40,7 @@ class Uplink:
         self._site, self._device = device.site, device.id
         self._config, self._outbox, self._clock, self._on_command = config, outbox, clock, on_command
         self._cursor, self._progress_ns = 0, 0
+        self._taken: deque[str] = deque(maxlen=REMEMBERED)
         self.connected = threading.Event()
         self._wake = threading.Event()
         self._stop = threading.Event()
@@ -93,16 +97,24 @@ class Uplink:
         if not message.payload:
             return  # an asker cleared its retained request
         try:
-            kind = topics.parse(message.topic)[2]
+            kind, place = topics.parse(message.topic)[2:]
             heard = wire.decode(kind, bytes(message.payload))
-        except WireError as error:
+            if kind == "cmd":
+                self._asked(heard, place)
+            elif self._outbox.forget(heard.epoch, heard.ranges):
+                self._progress_ns = self._clock.now_ns()
+                self._wake.set()
+        except (WireError, sqlite3.Error) as error:  # a full disk too: what could not be forgotten is sent again
             log.warning("%s", error)
-            return
-        if kind == "ack" and self._outbox.forget(heard.epoch, heard.ranges):
-            self._progress_ns = self._clock.now_ns()
-            self._wake.set()
-        elif kind == "cmd" and heard.status == "init":
-            self._on_command(heard)
+
+    def _asked(self, command: Command, place: tuple[str, ...]) -> None:
+        if place != (command.op, command.id):
+            reason = f"holds the request {command.op!r} {command.id!r}"
+            raise WireError("/".join(("cmd", *place)), reason, "ask on the request's own topic")
+        # A request is retained until we report on it, so a new connection brings one that waits still a second time.
+        if command.status == "init" and command.id not in self._taken:
+            self._taken.append(command.id)
+            self._on_command(command)
 
     def _send(self) -> None:
         while not self._stop.is_set():

@@ -21,7 +21,7 @@ from tests import pitch_scene
 from trainer import checkpoint
 from trainer.encoders import Encoder
 from trainer.evaluate import embed
-from trainer.plan import GateSettings
+from trainer.plan import DefectSettings, GateSettings
 from trainer.stage import run_stage
 
 
@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
     """`one`, a trained stage, and `out`, all of its files as version 7."""
     folder = tmp_path_factory.mktemp("export")
     pitch_scene.record(folder / "one.mcap", 100, seed=1)
-    run_stage(pitch_scene.plan("one", "one.mcap", defect_negatives=False), folder, SystemClock())
+    run_stage(pitch_scene.plan("one", "one.mcap", defects=DefectSettings(own=0, together=0)), folder, SystemClock())
     build(folder / "one", folder / "out", version=7)
     return folder
 

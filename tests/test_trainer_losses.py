@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from trainer import defects
 from trainer.losses import Seen, defect_loss, info_nce, pair_loss, total_loss
+from trainer.plan import DefectSettings
 
 TEMPERATURE = 0.2
 
@@ -43,20 +44,21 @@ def test_pair_loss_is_the_slow_sum_over_the_moments_that_have_both(wrong):
 
 
 def test_defect_loss_is_the_slow_sum():
-    """Each window against each normal one of the batch, among all normal ones and all defects."""
+    """Each window against itself among all defects, and against each normal one among all normal ones and defects."""
     one = seen(5, [True, False, True, True, True], 30)
     here, total = [0, 2, 3, 4], 0.0
     for i in here:
-        normal = [math.exp(float(one.z[i] @ one.again[j]) / TEMPERATURE) for j in here]
-        wrong = [math.exp(float(one.z[i] @ one.defect[k, j]) / TEMPERATURE) for k in range(2) for j in here]
-        total -= np.mean([math.log(weight / (sum(normal) + sum(wrong))) for weight in normal])
-    assert defect_loss(one, TEMPERATURE).item() == pytest.approx(total / len(here), rel=1e-12)
+        normal = {j: math.exp(float(one.z[i] @ one.again[j]) / TEMPERATURE) for j in here}
+        wrong = sum(math.exp(float(one.z[i] @ one.defect[k, j]) / TEMPERATURE) for k in range(2) for j in here)
+        total -= 0.9 * math.log(normal[i] / (normal[i] + wrong))
+        total -= 0.6 * np.mean([math.log(w / (sum(normal.values()) + wrong)) for w in normal.values()])
+    assert defect_loss(one, TEMPERATURE, 0.9, 0.6).item() == pytest.approx(total / len(here), rel=1e-12)
 
 
 def test_a_sensor_without_a_partner_is_contrasted_with_its_own_windows():
     one = seen(5, [True, False, True, True, True], 30)
     here = [0, 2, 3, 4]
-    loss, terms = total_loss({"a": one}, TEMPERATURE)
+    loss, terms = total_loss({"a": one}, TEMPERATURE, DefectSettings())
     assert list(terms) == ["alone a"]
     assert loss.item() == pytest.approx(
         slow_nce(one.z[here], one.again[here], one.defect[:, here].flatten(0, 1)), rel=1e-12
@@ -79,11 +81,11 @@ def test_absent_windows_change_nothing_and_get_no_gradient():
 
 def test_a_pair_that_never_meets_is_left_out_of_the_mean():
     batch = {"a": seen(4, seed=1), "b": seen(4, seed=4), "c": seen(4, [True, False, False, False], 7)}
-    loss, terms = total_loss(batch, TEMPERATURE)
+    loss, terms = total_loss(batch, TEMPERATURE, DefectSettings())
     assert sorted(terms) == ["a+b", "defect a", "defect b", "defect c"]
     own = np.mean([terms["defect a"], terms["defect b"], terms["defect c"]])
     assert loss.item() == pytest.approx(terms["a+b"] + own)
-    assert total_loss({"a": seen(1, wrong=False)}, TEMPERATURE) == (None, {})
+    assert total_loss({"a": seen(1, wrong=False)}, TEMPERATURE, DefectSettings()) == (None, {})
 
 
 def test_more_wrong_answers_make_it_harder():

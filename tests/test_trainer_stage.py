@@ -18,7 +18,7 @@ from tests import pitch_scene
 from trainer import checkpoint, gates
 from trainer.data import read
 from trainer.evaluate import embed, measure, spread
-from trainer.plan import GateSettings, RecordingPart
+from trainer.plan import DefectSettings, GateSettings, RecordingPart
 from trainer.stage import drifts, run_stage
 
 
@@ -195,7 +195,7 @@ def record_sound(source, path):
 
 
 def test_learning_without_defects_is_a_switch_of_the_plan(folder):
-    plan = pitch_scene.plan("plain", "two.mcap", epochs=1, defect_negatives=False)
+    plan = pitch_scene.plan("plain", "two.mcap", epochs=1, defects=DefectSettings(own=0, together=0))
     run(plan, folder)
     terms = [row["terms"] for row in csv.DictReader((folder / "plain" / "log.csv").open())]
     assert all("cam0+mic0" in row and "defect" not in row for row in terms)

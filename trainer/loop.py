@@ -69,7 +69,7 @@ def train(
         order = np.random.default_rng([plan.seed, 0, epoch]).permutation(learn)
         rows = order[place * batch : (place + 1) * batch]
         rng = np.random.default_rng([plan.seed, 1, step])
-        loss, terms = total_loss(look(encoders, dataset, rows, plan, rng), plan.temperature)
+        loss, terms = total_loss(look(encoders, dataset, rows, plan, rng), plan.temperature, plan.defects)
         rate = learning_rate(plan.learning_rate, step, steps)
         if loss is not None:
             optimiser.zero_grad()
@@ -104,7 +104,7 @@ def look(
             continue
         windows = torch.from_numpy(view.inputs[rows[view.present[rows]]]).to(where)  # (present, *shape)
         looks = [weakly(view.modality, windows, rng)]
-        if plan.defect_negatives:
+        if plan.defects.wanted:
             looks.append(weakly(view.modality, windows, rng))
             looks += [defective(view.modality, windows, rng) for _ in range(DEFECTS_EACH)]
         if encoder.training and not encoder.frozen and len(windows) * len(looks) < 2:
@@ -112,7 +112,7 @@ def look(
         z = encoder(torch.cat(looks))  # (looks * present, dim)
         filled = z.new_zeros(len(looks), len(rows), z.shape[1])
         filled[:, present] = z.reshape(len(looks), len(windows), -1)
-        seen[sensor] = Seen(filled[0], present, *((filled[1], filled[2:]) if plan.defect_negatives else ()))
+        seen[sensor] = Seen(filled[0], present, *((filled[1], filled[2:]) if plan.defects.wanted else ()))
     return seen
 
 

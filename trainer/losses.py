@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from trainer.plan import DefectSettings
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -49,19 +51,23 @@ def pair_loss(a: Seen, b: Seen, temperature: float) -> Tensor | None:
     return (forth + back) / 2
 
 
-def defect_loss(seen: Seen, temperature: float) -> Tensor | None:
-    """A window lies nearer to all normal windows of the batch than to any defect; None where there are none.
+def defect_loss(seen: Seen, temperature: float, own: float, together: float) -> Tensor | None:
+    """A window lies nearer to its harmlessly changed self, and to normal windows at all, than to any defect.
 
-    Supervised contrast (Khosla et al., 2020, equation 2) of two classes. A window's own positive alone would not do:
-    telling every moment from every other leaves a normal one that was never seen as far away as a defect.
+    The first part, weighted by `own`, is InfoNCE with the batch's defects as wrong answers. Alone it leaves a normal
+    window that was never seen as far from all others as a defect is; the second part, weighted by `together`, is
+    supervised contrast of normal against defect (Khosla et al., 2020, equation 2): it draws normal windows together,
+    where the sensors have little to tell each other to one point. None where there are no defects.
     """
     wrong = _wrong(seen)
     if wrong is None or seen.again is None:
         return None
     z = seen.z[seen.present]
     normal = z @ seen.again[seen.present].T / temperature  # (n, n)
-    defects = z @ wrong.T / temperature  # (n, defects * n)
-    return (torch.logsumexp(torch.cat([normal, defects], dim=1), dim=1) - normal.mean(dim=1)).mean()
+    defects = torch.logsumexp(z @ wrong.T / temperature, dim=1)  # (n,)
+    self_found = torch.logaddexp(normal.diagonal(), defects) - normal.diagonal()
+    normal_found = torch.logaddexp(torch.logsumexp(normal, dim=1), defects) - normal.mean(dim=1)
+    return (own * self_found + together * normal_found).mean()
 
 
 def alone_loss(seen: Seen, temperature: float) -> Tensor | None:
@@ -81,7 +87,9 @@ def _wrong(seen: Seen) -> Tensor | None:
     return seen.defect[:, seen.present].flatten(0, 1)
 
 
-def total_loss(batch: Mapping[str, Seen], temperature: float) -> tuple[Tensor | None, dict[str, float]]:
+def total_loss(
+    batch: Mapping[str, Seen], temperature: float, defects: DefectSettings
+) -> tuple[Tensor | None, dict[str, float]]:
     """Mean over applicable pairs plus mean over applicable sensors, and each term by name.
 
     The means keep the scale of the loss independent of the number of sensors. None when nothing applies.
@@ -91,9 +99,13 @@ def total_loss(batch: Mapping[str, Seen], temperature: float) -> tuple[Tensor | 
         f"{a}+{b}": pair_loss(batch[a], batch[b], temperature) for i, a in enumerate(names) for b in names[i + 1 :]
     }
     met = any(term is not None for term in pairs.values())
-    kind, own_loss = ("defect", defect_loss) if met else ("alone", alone_loss)
-    own = {f"{kind} {name}": own_loss(seen, temperature) for name, seen in batch.items()}
-    groups = [[term for term in group.values() if term is not None] for group in (pairs, own)]
+    single = {
+        f"{'defect' if met else 'alone'} {name}": defect_loss(seen, temperature, defects.own, defects.together)
+        if met
+        else alone_loss(seen, temperature)
+        for name, seen in batch.items()
+    }
+    groups = [[term for term in group.values() if term is not None] for group in (pairs, single)]
     means = [torch.stack(terms).mean() for terms in groups if terms]
-    terms = {name: term.item() for name, term in (pairs | own).items() if term is not None}
+    terms = {name: term.item() for name, term in (pairs | single).items() if term is not None}
     return (torch.stack(means).sum() if means else None), terms

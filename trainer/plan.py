@@ -56,6 +56,26 @@ class GateSettings(Config, frozen=True):
     retention_loss: float = 0.01
 
 
+class DefectSettings(Config, frozen=True):
+    """How strongly synthetic defects teach (trainer.losses.defect_loss); both 0: none are made.
+
+    `own` holds a window to itself against defects; `together` draws all normal windows together against them: more
+    of it suits a line of few states, less a line of many.
+    """
+
+    own: float = 1.0
+    together: float = 0.6
+
+    def __post_init__(self) -> None:
+        if self.own < 0 or self.together < 0:
+            raise ValueError("own and together must be at least 0")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether defects are made at all."""
+        return self.own > 0 or self.together > 0
+
+
 class Plan(Config, frozen=True):
     """One stage. `out` and `parent` are stage folders; relative paths start from the plan's own folder."""
 
@@ -69,8 +89,8 @@ class Plan(Config, frozen=True):
     temperature: float = 0.2
     dim: int = 128
     held_out: float = 0.2
-    defect_negatives: bool = True
     windows: WindowSettings = WindowSettings()
+    defects: DefectSettings = DefectSettings()
     protection: ProtectionSettings = ProtectionSettings()
     gates: GateSettings = GateSettings()
     prepare: list[Prepare] = msgspec.field(default_factory=list)

@@ -264,6 +264,6 @@ def _enough(plan: Plan, dataset: Dataset, learn: NDArray[np.int64]) -> None:
         if not len(dataset.of_modality(modality, learn)):
             told = f"has good {modality} windows only among those held out"
             raise RecordingError(plan.recordings[0].path, told, "record longer")
-    if not plan.defect_negatives and not trained_pairs(dataset, learn):
+    if not plan.defects.wanted and not trained_pairs(dataset, learn):
         told = "has no two sensors with common moments, and the plan learns without defects"
-        raise RecordingError(plan.recordings[0].path, told, "set defect_negatives = true or record a second sensor")
+        raise RecordingError(plan.recordings[0].path, told, "set [defects] own = 1.0 or record a second sensor")

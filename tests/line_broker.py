@@ -1,0 +1,43 @@
+"""A plant's own broker for tests: real mosquitto on a free port of this machine, everybody with a password."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from hub.broker import Broker
+from lineside.clock import SystemClock
+from lineside.plant import BrokerProcess, PlantConfig
+from tests.line_device import SITE
+
+
+def wait(condition: Callable[[], object], seconds: float = 15.0) -> bool:
+    """Whether the condition came true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return bool(condition())
+
+
+class LineBroker:
+    """`stop` and `start` make an outage; the port and the passwords stay."""
+
+    def __init__(self, folder: Path, *devices: str) -> None:
+        self.folder = folder
+        (folder / "secrets").mkdir()
+        for user in ("hub", "operator", *devices):
+            (folder / "secrets" / f"{user}.password").write_text(f"secret of {user}")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            process = BrokerProcess(port=probe.getsockname()[1])
+        self.plant = PlantConfig(site=SITE, devices=list(devices), broker=process)
+        self.start()
+
+    def start(self) -> None:
+        self.process = Broker(self.plant, self.folder, SystemClock())
+        self.process.start()
+
+    def stop(self) -> None:
+        self.process.stop()
