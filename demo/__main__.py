@@ -26,7 +26,7 @@ def main() -> int:
         error = PortInUseError(f"port {port}", "somebody else listens there", "choose another with --port")
         print(f"demo: {error}", file=sys.stderr)
         return error.exit_code
-    loop = Loop(fresh(FOLDER), port, asked.recording, asked.live)
+    loop = Loop(fresh(asked.folder), port, asked.recording, asked.live)
     try:
         return _once(loop) if asked.once else _stay(loop, port)
     finally:
@@ -39,6 +39,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--live", action="store_true", help="use this computer's camera and microphone")
     parser.add_argument("--recording", type=Path, help="use this video, folder of frames with a sound file, or MCAP")
     parser.add_argument("--port", type=int, default=0, help="port of the dashboard (8080; with --once any free one)")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where everything is kept (made anew)")
     return parser.parse_args()
 
 

@@ -83,7 +83,7 @@ to_s = {to_s}
 
 
 BATCH = 32
-STEPS = {1: 320, 2: 120}
+STEPS = {1: 240, 2: 120}
 # The simulated line goes through few states again and again.
 FIRST = {"simulation": "\n[defects]\nown = 0\ntogether = 1\n"}
 # The second stage moves heads alone: what the trunk knows of defects stays. Some 60 held-out moments cannot tell a

@@ -55,3 +55,12 @@ def test_every_source_file_begins_by_saying_what_it_is():
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
             assert path.read_text().startswith('"""'), path
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "files").glob("*.toml")), ids=lambda path: path.name)
+def test_the_files_in_the_docs_are_valid(path):
+    from edge.config import DeviceConfig
+    from lineside.config import load
+    from trainer.plan import Plan
+
+    assert load(path, DeviceConfig if path.name.startswith("device") else Plan)
