@@ -1,5 +1,9 @@
-"""What all tests share: the switch that accepts a new reference."""
+"""What all tests share: the switch that accepts new references."""
 
 
 def pytest_addoption(parser):
-    parser.addoption("--accept", action="store_true", help="write the reference of the recorded shift anew")
+    parser.addoption(
+        "--accept",
+        action="store_true",
+        help="write anew what is kept: the recorded shift's reference, the dashboard's screenshot",
+    )

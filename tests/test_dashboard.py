@@ -338,7 +338,9 @@ def test_ctrl_c_ends_the_hub_and_its_broker(tmp_path: Path) -> None:
 
 
 @pytest.mark.browser
-def test_an_operator_sees_the_alarm_and_acknowledges_it(hub: Hub, line: dict[str, Device]) -> None:
+def test_an_operator_sees_the_alarm_and_acknowledges_it(
+    hub: Hub, line: dict[str, Device], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     from playwright.sync_api import Route, sync_playwright
 
     foreign: list[str] = []
@@ -379,7 +381,8 @@ def test_an_operator_sees_the_alarm_and_acknowledges_it(hub: Hub, line: dict[str
         assert min(score["score"], share["mic0"], share["cam0"], share["vib0"]) > 1.8 * HISTORY_S
         assert score["beyond"] > 10
         page.mouse.move(0, 0)
-        page.screenshot(path=SCREENSHOT, full_page=True)
+        picture = SCREENSHOT if request.config.getoption("--accept") else tmp_path / SCREENSHOT.name
+        page.screenshot(path=picture, full_page=True)
         page.get_by_role("button", name="Dirty lens").click()
         page.get_by_text("successful").wait_for(timeout=10_000)
         browser.close()

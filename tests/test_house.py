@@ -64,3 +64,14 @@ def test_the_files_in_the_docs_are_valid(path):
     from trainer.plan import Plan
 
     assert load(path, DeviceConfig if path.name.startswith("device") else Plan)
+
+
+def test_the_faults_of_panel_and_demo_are_those_that_the_agent_knows():
+    from demo.steps import FAULTS as demonstrated
+    from edge.faults import FAULTS as known
+    from hub.dashboard.controls import FAULTS as offered
+
+    told = {(fault.kind, fault.modality) for fault in offered} | {
+        (kind, modality) for kind, _, modality in demonstrated
+    }
+    assert told <= {(kind, fault.modality) for kind, fault in known.items()}
