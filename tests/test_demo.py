@@ -51,7 +51,7 @@ def test_the_loop_holds_on_real_digits_seen_and_spoken(tmp_path):
     if not DIGITS.exists():
         pytest.skip("needs ../shared/data/dev/av_digits")
     digits = tmp_path / "digits.mcap"
-    words = ["edge", "record", "--from", str(DIGITS), "--limit", "500", "--out", str(digits)]
+    words = ["edge", "record", "--from", str(DIGITS), "--limit", "2000", "--out", str(digits)]
     subprocess.run([sys.executable, "-m", "lineside", *words], check=True)
     holds(*demo(tmp_path, "--recording", str(digits)), ["bearing_noise", "dirty_lens", "muted"])
 
