@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,9 +27,19 @@ def main() -> int:
         error = PortInUseError(f"port {port}", "somebody else listens there", "choose another with --port")
         print(f"demo: {error}", file=sys.stderr)
         return error.exit_code
-    loop = Loop(fresh(asked.folder), port, asked.recording, asked.live)
+    source = asked.recording.resolve() if asked.recording else None
+    if source is not None and source.is_relative_to(asked.folder.resolve()):
+        print(f"demo: {source}: lies in {asked.folder}, which is made anew; move it elsewhere", file=sys.stderr)
+        return 1
+    try:
+        loop = Loop(fresh(asked.folder), port, source, asked.live)
+    except LinesideError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return error.exit_code
     try:
         return _once(loop) if asked.once else _stay(loop, port)
+    except KeyboardInterrupt:
+        return 130
     finally:
         loop.stop()
 
@@ -36,8 +47,9 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="./run demo", description=__doc__)
     parser.add_argument("--once", action="store_true", help="headless: check all steps, print one JSON line, stop")
-    parser.add_argument("--live", action="store_true", help="use this computer's camera and microphone")
-    parser.add_argument("--recording", type=Path, help="use this video, folder of frames with a sound file, or MCAP")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--live", action="store_true", help="use this computer's camera and microphone")
+    source.add_argument("--recording", type=Path, help="use this video, folder of frames with a sound file, or MCAP")
     parser.add_argument("--port", type=int, default=0, help="port of the dashboard (8080; with --once any free one)")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where everything is kept (made anew)")
     return parser.parse_args()
@@ -91,6 +103,9 @@ def _show(number: int, title: str, step: Callable[[], None]) -> str:
         step()
     except LinesideError as error:
         failed = f"step {number}: {error}"
+    except Exception as error:  # noqa: BLE001  the top of the process: the JSON line must come whatever happened
+        traceback.print_exc()
+        failed = f"step {number}: {type(error).__name__}: {error}"
     done.set()
     ticker.join()
     end = "failed" if failed else "done"

@@ -28,6 +28,7 @@ FAULTS = (
 NORMAL_S, NEW_S, COMMISSIONING_S, LIVE_S, FIRST_SHARE = 400.0, 150.0, 120.0, 60.0, 0.65
 
 Part = tuple[Path, float, float]
+MARK = ".made-by-lineside-demo"
 
 
 class Loop:
@@ -132,6 +133,8 @@ class Loop:
         """6. A new camera encoder is rolled out and rolled back alone; the microphone's stream loses no window."""
         began = self._clock.now_ns()
         before = self._versions()
+        if "camera" not in before:
+            raise LinesideError("rollback", "the line has no camera whose encoder could change", "record one with it")
         self._publish("camera-2.onnx")
         self._deploy("rollout", "start", "--modality", "camera")
         during = self._wait_version("2")
@@ -221,6 +224,8 @@ class Loop:
     def _lost(self, modality: str, since_ns: int) -> int:
         """Windows missing between the first and the last stored one of a modality, by its own hop."""
         starts: list[int] = self.dashboard.get("/api/windows", device=DEVICE, modality=modality, since_ns=since_ns)
+        if not starts:
+            raise LinesideError(f"{modality} windows", "none were stored", "see edge-run.log")
         hop = round(self._line.hop_s * NS)
         return (starts[-1] - starts[0]) // hop + 1 - len(starts)
 
@@ -259,7 +264,15 @@ def free_port() -> int:
 
 
 def fresh(folder: Path) -> Path:
-    """An empty folder in the place of what an earlier demo left."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    """An empty folder in the place of what an earlier demo left; any other folder that is not empty stays as it is.
+
+    Raises LinesideError for such a one.
+    """
+    folder = folder.resolve()
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / MARK).exists():
+            raise LinesideError(str(folder), "is not empty, and no demo made it", "name another one with --folder")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARK).touch()
     return folder

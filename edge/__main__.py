@@ -80,7 +80,9 @@ def record(
     source: Annotated[Path | None, typer.Option("--from", help="Import this file or folder instead.")] = None,
     seconds: Annotated[float, typer.Option(help="How long to record.")] = 60.0,
     fast: Annotated[bool, typer.Option(help="Simulated sensors only: do not wait for the clock.")] = False,
-    rate_hz: Annotated[float, typer.Option("--rate", help="Import: rate of frames or rows without time.")] = 10.0,
+    rate_hz: Annotated[
+        float, typer.Option("--rate", help="Import: rate of frames, or of rows without time (0: the source's own).")
+    ] = 0.0,
     split: Annotated[str, typer.Option(help="Import: only this split of a data set's manifest.")] = "",
     limit: Annotated[int, typer.Option(help="Import: at most this many rows of a data set (0: all).")] = 0,
     json_: JsonOption = False,

@@ -47,7 +47,7 @@ class Agent:
         self._config, self._base, self._clock = config, base, clock
         self._start_ns = clock.now_ns()
         self._health_due_ns = 0
-        self._state = "starting"
+        self._state, self._poll_ns = "starting", 0
         self._problems: dict[str, str] = {}  # by what was attempted; empty while all is well
         state = base / config.device.state_dir
         self._samples: queue.Queue[Samples] = queue.Queue(QUEUE_RUNS)
@@ -90,11 +90,11 @@ class Agent:
     def _step(self) -> None:
         """One run of samples, or a quarter of a second without any."""
         messages: list[Message] = []
-        with contextlib.suppress(queue.Empty):
-            samples = self._samples.get(timeout=0.25)
-            messages += self._pipeline.push(self._injector.apply(samples))
+        try:
+            messages += self._pipeline.push(self._injector.apply(self._samples.get(timeout=0.25)))
+        except queue.Empty:  # only then: behind a backlog no sensor is away
+            messages += self._pipeline.tick(self._clock.now_ns())
         now = self._clock.now_ns()
-        messages += self._pipeline.tick(now)
         if now >= self._health_due_ns:
             self._health_due_ns = now + round(HEALTH_S * NS)
             messages.append(self._health())
@@ -115,16 +115,24 @@ class Agent:
         """What may take long, in its own thread: first encoders, commands, news from the repository."""
         while not stop.is_set() and not self._begin():
             stop.wait(RETRY_S)
-        poll_ns = self._clock.now_ns() + round(self._config.repository.poll_s * NS)
+        self._poll_ns = self._clock.now_ns() + round(self._config.repository.poll_s * NS)
         while not stop.is_set():
-            with contextlib.suppress(queue.Empty):
-                self._execute(self._commands.get(timeout=0.25))
-            if self._attempt("commissioning", self._changeover.finish_commissioning):
-                self._state = "watching"
-            if self._config.repository.url and self._clock.now_ns() >= poll_ns:
-                poll_ns = self._clock.now_ns() + round(self._config.repository.poll_s * NS)
-                for modality in self._changeover.modalities:
-                    self._attempt(modality, functools.partial(self._changeover.update, modality, asked=False))
+            try:
+                self._chore()
+            except Exception as error:
+                # the top of a thread: commands and updates must go on whatever one of them ran into
+                log.exception("a chore failed")
+                self._problems["agent"] = f"agent: {type(error).__name__} ({error}); see the log and report it"
+
+    def _chore(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            self._execute(self._commands.get(timeout=0.25))
+        if self._attempt("commissioning", self._changeover.finish_commissioning):
+            self._state = "watching"
+        if self._config.repository.url and self._clock.now_ns() >= self._poll_ns:
+            self._poll_ns = self._clock.now_ns() + round(self._config.repository.poll_s * NS)
+            for modality in self._changeover.modalities:
+                self._attempt(modality, functools.partial(self._changeover.update, modality, asked=False))
 
     def _begin(self) -> bool:
         self._state = "waiting for encoders"

@@ -114,7 +114,7 @@ class Changeover:
         """
         if self.updater is None:
             raise ReleaseError("missing", modality, "no repository is configured", "set [repository] url")
-        slot = self.updater.fetch(modality)
+        slot = self.updater.fetch(modality, self.config.repository.precision)
         if slot is not None and (asked or slot.sha256 not in self._declined()):
             try:
                 self._change(slot)
@@ -144,7 +144,13 @@ class Changeover:
     def _declined(self) -> list[str]:
         """SHA-256 of the encoders that the device takes no more by itself."""
         path = self._state / "declined.json"
-        return msgspec.json.decode(path.read_bytes(), type=list[str]) if path.exists() else []
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=list[str])
+        except FileNotFoundError:
+            return []
+        except msgspec.DecodeError as error:
+            log.warning("%s is damaged (%s) and begun anew: declined versions may come back once", path, error)
+            return []
 
     def _decline(self, sha256: str) -> None:
         declined = [*(one for one in self._declined() if one != sha256), sha256][-DECLINED_KEPT:]
@@ -157,7 +163,7 @@ class Changeover:
         return self.pipeline.ensemble
 
     def _fetched(self, modality: str) -> Slot:
-        slot = self.updater.fetch(modality) if self.updater else None
+        slot = self.updater.fetch(modality, self.config.repository.precision) if self.updater else None
         if slot is None:
             mend = "publish one, and set [repository] url"
             raise ReleaseError("missing", modality, "no encoder on this device yet", mend)

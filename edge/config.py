@@ -29,7 +29,7 @@ class DeviceSettings(Config, frozen=True):
 
 
 class SensorSettings(Config, frozen=True):
-    """One sensor: `source` is a row of edge.sensors.SENSORS, `device` what it opens.
+    """One sensor: `source` is a row of edge.sensors.table.SENSORS, `device` what it opens.
 
     camera: index (`0`), file, RTSP/HTTP URL or GStreamer string. microphone: name or number of a PortAudio device
     (empty: the default one). series: a CSV file or named pipe with one row a sample. replay: an MCAP recording, with
@@ -102,11 +102,15 @@ class AlarmSettings(Config, frozen=True):
 
 
 class RepositorySettings(Config, frozen=True):
-    """The signed repository: its URL, the trusted first root (a file), and how often to look for news."""
+    """The signed repository: its URL, the trusted first root (a file), how often to look for news, and which files.
+
+    `precision` is of the encoders that this device takes; a version that was not published in it is refused.
+    """
 
     url: str = ""
     root: str = "root.json"
     poll_s: float = 300.0
+    precision: Literal["fp32", "int8"] = "fp32"
 
 
 class OutboxSettings(Config, frozen=True):

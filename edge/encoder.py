@@ -46,8 +46,15 @@ class Encoder:
         return cls(card, spec, session.get_providers()[0], session)
 
     def embed(self, batch: NDArray[np.generic]) -> NDArray[np.float32]:
-        """Prepared windows (n, *features.shape(spec)) to unit-norm embeddings (n, dim)."""
-        (got,) = self._session.run(["embedding"], {"window": batch})
+        """Prepared windows (n, *features.shape(spec)) to unit-norm embeddings (n, dim).
+
+        Raises ReleaseError (check `runtime`) when the graph does not take them.
+        """
+        try:
+            (got,) = self._session.run(["embedding"], {"window": batch})
+        except Exception as error:  # as above
+            mend = "its graph and its card differ; export it again"
+            raise ReleaseError("runtime", self.card.name, f"cannot run ({error})", mend) from error
         return np.asarray(got, np.float32)
 
     def prepare(self, window: Window) -> NDArray[np.generic]:

@@ -26,20 +26,22 @@ class Ensemble:
         """Version of the encoder in use, by modality."""
         return {modality: str(encoder.card.version) for modality, encoder in self.encoders.items()}
 
-    def prepare(self, windows: Mapping[str, Window]) -> dict[str, NDArray[np.generic]]:
-        """Encoder inputs of the good windows of one moment, by sensor."""
-        return {name: self.encoders[window.modality].prepare(window) for name, window in windows.items()}
+    def prepare(self, window: Window) -> NDArray[np.generic] | None:
+        """The encoder input of one good window; None when rate or channels do not fit the encoder."""
+        try:
+            return self.encoders[window.modality].prepare(window)
+        except ValueError:
+            return None
 
-    def embed(self, windows: Mapping[str, Window]) -> dict[str, NDArray[np.float32]]:
-        """Unit-norm embeddings (dim,) of the good windows of one moment, by sensor.
+    def embed(self, prepared: Mapping[str, tuple[str, NDArray[np.generic]]]) -> dict[str, NDArray[np.float32]]:
+        """Unit-norm embeddings (dim,) of one moment by sensor, from (modality, encoder input) by sensor.
 
         Each is rounded to float16, as it travels: what is judged is what is sent, so that an alarm can be replayed
         from what the hub keeps.
         """
-        prepared = self.prepare(windows)
         return {
-            name: self.encoders[window.modality].embed(prepared[name][None])[0].astype("<f2").astype(np.float32)
-            for name, window in windows.items()
+            name: self.encoders[modality].embed(window[None])[0].astype("<f2").astype(np.float32)
+            for name, (modality, window) in prepared.items()
         }
 
     def judge(self, embeddings: Mapping[str, NDArray[np.float32]]) -> Judgement | None:

@@ -87,13 +87,20 @@ class Pipeline:
         self._heard_ns = moment.end_ns
         ensemble = self.ensemble
         bad = {name: _problems(moment, name) for name in self.modalities}
-        good = {name: moment.windows[name] for name, problems in bad.items() if not problems}
+        good: dict[str, NDArray[np.generic]] = {}
+        for name, window in moment.windows.items():
+            if ensemble is None or bad[name]:
+                continue
+            if (prepared := ensemble.prepare(window)) is None:
+                bad[name] = ("unfit",)
+            else:
+                good[name] = prepared
         alarms = self._alarms.hear_sensors(moment.end_ns, bad, ensemble.versions if ensemble else {})
         out: list[Message] = []
         if ensemble is not None and good:
             if (commissioning := self.commissioning) is not None:
-                commissioning.add(ensemble.prepare(good))
-            vectors = ensemble.embed(good)
+                commissioning.add(good)
+            vectors = ensemble.embed({name: (self.modalities[name], window) for name, window in good.items()})
             self.counters.embedded += len(vectors)
             out.append(self._embeddings(moment, vectors, ensemble))
             if (judgement := ensemble.judge(vectors)) is not None:

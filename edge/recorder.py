@@ -20,7 +20,8 @@ from edge.sensors.table import open_sensor
 from lineside.cli import tell
 from lineside.clock import NS, Clock
 from lineside.errors import SensorError
-from lineside.recording import About, Label, Recorder
+from lineside.files import sync_folder
+from lineside.recording import About, Recorder
 from lineside.windows import Samples
 
 QUEUE_RUNS = 1000
@@ -37,8 +38,13 @@ class Recorded(msgspec.Struct, frozen=True):
 
 def from_files(source: Path, out: Path, *, rate_hz: float, split: str, limit: int) -> Recorded:
     """Import `source` (see edge.importers) into the MCAP file `out`. Raises RecordingError."""
-    read = importers.read(source, rate_hz=rate_hz, split=split, limit=limit)
-    return _write(out, read.about, read.stream, read.warnings)
+
+    def show(done_s: float, all_s: float) -> None:
+        tell(f"{out.name}: {done_s:.0f} s" + (f" of {all_s:.0f}" if all_s else ""))
+
+    done = importers.import_recording(source, out, show, rate_hz=rate_hz, split=split, limit=limit)
+    tell("")
+    return Recorded(done.samples, done.labels, done.seconds, done.warnings)
 
 
 def from_sensors(
@@ -96,20 +102,16 @@ def _live(
                 warnings.append(f"{each.name}: {each.dropped} samples dropped, the disk was too slow")
 
 
-def _write(out: Path, about: About, stream: Iterable[Samples | Label], warnings: list[str]) -> Recorded:
-    """Write to a file beside `out` and rename it when it is whole; what was read before an error is kept as `.part`."""
-    part = out.with_name(out.name + ".part")
+def _write(out: Path, about: About, stream: Iterable[Samples], warnings: list[str]) -> Recorded:
+    """Write to a file beside `out` and rename it when it is whole; what was recorded before an error stays there."""
+    part = out.with_name(f".{out.name}.part")
     counts: Counter[str] = Counter()
-    labels, first_ns, last_ns = 0, 0, 0
+    first_ns, last_ns = 0, 0
     with Recorder(part, about) as recorder:
-        for item in stream:
-            if isinstance(item, Label):
-                recorder.label(item)
-                labels += 1
-                continue
-            recorder.write(item)
-            counts[item.sensor] += len(item.data)
-            first_ns, last_ns = min(first_ns or item.start_ns, item.start_ns), max(last_ns, item.end_ns)
+        for samples in stream:
+            recorder.write(samples)
+            counts[samples.sensor] += len(samples.data)
+            first_ns, last_ns = min(first_ns or samples.start_ns, samples.start_ns), max(last_ns, samples.end_ns)
             tell(f"{out.name}: {(last_ns - first_ns) / NS:.0f} s")
     tell("")
     if not counts:
@@ -117,4 +119,5 @@ def _write(out: Path, about: About, stream: Iterable[Samples | Label], warnings:
         reason = "; ".join(warnings) or "no sensor gave a sample"
         raise SensorError(str(out), reason, "run `lineside edge doctor`")
     os.replace(part, out)
-    return Recorded(dict(counts), labels, (last_ns - first_ns) / NS, warnings)
+    sync_folder(out.parent)
+    return Recorded(dict(counts), 0, (last_ns - first_ns) / NS, warnings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sqlite3
 import threading
@@ -61,7 +62,8 @@ class Uplink:
         self._wake.set()
         self._thread.join(timeout=5)
         if self.connected.is_set():
-            self._client.publish(self._topic("status"), "stopped", qos=1, retain=True).wait_for_publish(2)
+            with contextlib.suppress(RuntimeError, ValueError):  # the broker went away just now: the will speaks
+                self._client.publish(self._topic("status"), "stopped", qos=1, retain=True).wait_for_publish(2)
         self._client.disconnect()
         self._client.loop_stop()
 
@@ -120,8 +122,13 @@ class Uplink:
         while not self._stop.is_set():
             self._wake.wait(timeout=0.25)
             self._wake.clear()
-            if self.connected.is_set():
+            if not self.connected.is_set():
+                continue
+            try:
                 self._send_some()
+            except sqlite3.Error as error:
+                log.warning("outbox cannot be read (%s); trying again", error)
+                self._stop.wait(1.0)
 
     def _send_some(self) -> None:
         window = self._config.outbox.window

@@ -39,7 +39,12 @@ def tell(text: str) -> None:
 
 def main() -> None:
     """Load only the part that was asked for: `lineside edge --help` must not wait for torch."""
-    app = typer.Typer(help="Edge deployment of factory sensor fusion.", no_args_is_help=True, add_completion=False)
+    app = typer.Typer(
+        help="Edge deployment of factory sensor fusion.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
     app.callback(invoke_without_command=True)(_version)
     asked = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
     for part in sorted(entry_points(group="lineside.parts"), key=lambda part: list(ABOUT).index(part.name)):

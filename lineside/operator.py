@@ -6,6 +6,7 @@ the asker owns `init` and clears the topic at the end, the device owns what is b
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import secrets
 import threading
@@ -84,7 +85,8 @@ class Operator:
             ended = self._wait(asked, self._clock.now_ns() + round(timeout_s * NS))
         finally:
             for topic in asked:
-                self._publish(topic, b"")  # an empty retained message: nobody acts on this request later
+                with contextlib.suppress(BrokerError):  # a broker that went away must not hide what came before
+                    self._publish(topic, b"")  # an empty retained message: nobody acts on this request later
         return [ended.get(device, Outcome(device, "silent")) for device in devices]
 
     def survey(self, listen_s: float = LISTEN_S) -> dict[str, Report]:
@@ -114,8 +116,15 @@ class Operator:
 
     def _publish(self, topic: str, payload: bytes) -> None:
         row = topics.TOPICS["cmd"]
-        sent = self._client.publish(topic, payload, qos=row.qos, retain=row.retain)
-        sent.wait_for_publish(ANSWER_S)
+        try:
+            sent = self._client.publish(topic, payload, qos=row.qos, retain=row.retain)
+            sent.wait_for_publish(ANSWER_S)
+            arrived = sent.is_published()
+        except (RuntimeError, ValueError):  # paho's words for a connection that is gone
+            arrived = False
+        if not arrived:
+            place = f"broker {self._connection.host}:{self._connection.port}"
+            raise BrokerError(place, "went away during the request", "see that the hub runs, then ask again")
 
     def _on_connect(self, made: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         if reason.is_failure:

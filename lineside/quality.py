@@ -11,6 +11,7 @@ from lineside.windows import Window
 
 FLAGS: dict[str, str] = {
     "absent": "no window came; is the sensor plugged in?",
+    "unfit": "rate or channels are not those of the encoder; mend rate_hz or channels in [[sensors]]",
     "gap": "samples are missing; the cable, the bus or the machine is overloaded",
     "black": "the picture is black; is the lens covered or the light off?",
     "overexposed": "the picture is white; lower the exposure or the light",

@@ -106,13 +106,14 @@ class Cutter:
     def push(self, samples: Samples) -> list[Window]:
         """Take the next run of samples; give the windows that it completes, oldest first.
 
-        After a jump of the stream (forwards by more than a window, or backwards) cutting starts anew on the grid;
-        an interval without any sample gives no window.
+        After a jump of the stream (forwards by more than a window, or backwards), or with another size of picture or
+        number of channels, cutting starts anew on the grid; an interval without any sample gives no window.
         """
         if not len(samples.data):
             return []
         newest = self._buffer[-1].end_ns if self._buffer else None
-        if newest is None or samples.start_ns > newest + self.length_ns or samples.end_ns <= newest:
+        changed = newest is not None and self._buffer[-1].data.shape[1:] != samples.data.shape[1:]
+        if newest is None or changed or samples.start_ns > newest + self.length_ns or samples.end_ns <= newest:
             self._buffer.clear()
             self._next_ns = -(-samples.start_ns // self.hop_ns) * self.hop_ns
         self._buffer.append(samples)

@@ -23,6 +23,7 @@ def demo(folder, *words, timeout_s=900):
 def holds(code, told, errors, faults):
     assert code == 0, errors
     assert told["ok"]
+    assert told["first_alarm_s"] < 180
     assert [alarm["fault"] for alarm in told["alarms"]] == faults
     assert all(alarm["top_modality"] == alarm["expected"] for alarm in told["alarms"])
     assert all(alarm["evidence"] for alarm in told["alarms"] if alarm["kind"] == "anomaly")
@@ -64,6 +65,15 @@ def test_a_port_in_use_is_named_before_anything_starts(tmp_path):
         code, _, errors = demo(tmp_path, "--port", str(port), timeout_s=60)
     assert code == 8
     assert f"port {port}: somebody else listens there; choose another with --port" in errors
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "thesis.txt").write_text("years of work")
+    code, _, errors = demo(tmp_path, timeout_s=60)
+    assert code == 1
+    assert "is not empty, and no demo made it; name another one with --folder" in errors
+    assert (tmp_path / "demo" / "thesis.txt").read_text() == "years of work"
 
 
 def test_a_recording_that_is_none_fails_with_the_mend(tmp_path):

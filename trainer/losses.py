@@ -1,7 +1,7 @@
 """Contrast between the sensors of a moment, and between a window and its defects.
 
-Every loss is InfoNCE (van den Oord et al., 2018): the cross-entropy of finding the partner among candidates by
-cosine / temperature. Windows that are absent are neither asked for nor candidates.
+All but one part of `defect_loss` is InfoNCE (van den Oord et al., 2018): the cross-entropy of finding the partner
+among candidates by cosine / temperature. Windows that are absent are neither asked for nor candidates.
 """
 
 from __future__ import annotations

@@ -60,7 +60,8 @@ class DefectSettings(Config, frozen=True):
     """How strongly synthetic defects teach (trainer.losses.defect_loss); both 0: none are made.
 
     `own` holds a window to itself against defects; `together` draws all normal windows together against them: more
-    of it suits a line of few states, less a line of many.
+    of it suits a line of few states, less a line of many. A batch in which no two sensors meet is held to itself
+    alone (trainer.losses.alone_loss), whatever the two are.
     """
 
     own: float = 1.0
