@@ -70,7 +70,7 @@ def stage_file(stage: int, line: Line, recording: str, from_s: float, to_s: floa
 out = "stages/{stage}"
 batch = {BATCH}
 epochs = {max(2, round(STEPS[stage] / batches))}
-{_second(line) if stage > 1 else FIRST.get(line.kind, "")}
+{_second(line) if stage > 1 else FIRST if _continuous(line) else ""}
 [windows]
 length_s = {line.length_s}
 hop_s = {line.hop_s}
@@ -84,8 +84,12 @@ to_s = {to_s}
 
 BATCH = 32
 STEPS = {1: 240, 2: 120}
-# The simulated line goes through few states again and again.
-FIRST = {"simulation": "\n[defects]\nown = 0\ntogether = 1\n"}
+FIRST = "\n[defects]\nown = 0\ntogether = 1\n"
+
+
+def _continuous(line: Line) -> bool:
+    """A machine that goes through few states again and again, not a row of events (whose windows do not overlap)."""
+    return line.hop_s < line.length_s
 
 
 def _second(line: Line) -> str:
