@@ -25,7 +25,7 @@ FAULTS = (
     ("dirty_lens", "anomaly", "camera"),
     ("muted", "sensor", "microphone"),
 )
-NORMAL_S, NEW_S, COMMISSIONING_S, LIVE_S, FIRST_SHARE = 400.0, 150.0, 120.0, 60.0, 0.75
+NORMAL_S, NEW_S, COMMISSIONING_S, LIVE_S, FIRST_SHARE = 400.0, 150.0, 120.0, 60.0, 0.65
 
 Part = tuple[Path, float, float]
 MARK = ".made-by-lineside-demo"

@@ -42,7 +42,7 @@ def test_the_loop_holds_on_the_simulated_line(tmp_path):
 
 @pytest.mark.slow
 def test_the_loop_holds_on_a_video_with_sound(tmp_path):
-    video = line_video.write(tmp_path / "phone.mp4", 300)
+    video = line_video.write(tmp_path / "phone.mp4", 540)
     holds(*demo(tmp_path, "--recording", str(video)), ["bearing_noise", "dirty_lens", "muted"])
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-SHAKE, LATER = 0.02, 4
+SHAKE, LATER = 0.01, 4
 
 Change = Callable[[Tensor, np.random.Generator], Tensor]
 
