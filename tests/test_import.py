@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import wave
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from edge import importers
+from edge.__main__ import app
 from edge.foreign.base import EPOCH_NS
 from lineside.clock import NS
 from lineside.errors import RecordingError
@@ -406,3 +409,12 @@ def test_a_digit_is_shown_and_spoken_in_the_same_second(tmp_path: Path) -> None:
 def test_a_split_that_is_not_there_is_refused_with_those_there_are(tmp_path: Path) -> None:
     with pytest.raises(RecordingError, match="has no split 'holdout'; choose one of: test, train, val"):
         importers.read(SHARED / "av_digits", split="holdout")
+
+
+def test_the_command_keeps_the_rate_that_a_series_says_of_itself(tmp_path: Path) -> None:
+    rows = "".join(f"{i / 100},{i % 7}\n" for i in range(500))
+    (tmp_path / "vibration.csv").write_text(f"time,x\n{rows}")
+    words = ["record", "--from", str(tmp_path / "vibration.csv"), "--out", str(tmp_path / "v.mcap"), "--json"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout.splitlines()[-1])["seconds"] == pytest.approx(5.0, abs=0.02)

@@ -115,6 +115,21 @@ def test_a_muted_microphone_raises_a_sensor_alarm_and_the_camera_scores_on(ensem
     assert list(scores[-1].contributions) == ["cam0", "mic0"]
 
 
+def test_a_sensor_whose_rate_is_not_the_encoders_leaves_by_name_and_the_rest_scores(ensemble):
+    pipeline = Pipeline(CONFIG)
+    pipeline.ensemble = ensemble
+    out = []
+    for samples in simulated(CONFIG, Path(), START_NS, 10.0):
+        slow = replace(samples, rate_hz=8000.0, data=samples.data[::2]) if samples.sensor == "mic0" else samples
+        out += pipeline.push(slow)
+    scores = [m for m in out if isinstance(m, Score)]
+    assert len(scores) >= 15
+    assert {s.absent["mic0"] for s in scores} == {"unfit"}
+    [alarm] = [m for m in out if isinstance(m, Alarm)]
+    assert (alarm.kind, alarm.subject) == ("sensor", "mic0")
+    assert "mend rate_hz or channels" in alarm.text
+
+
 def test_all_sensors_away_is_noticed_by_time_alone(ensemble):
     pipeline = Pipeline(CONFIG)
     pipeline.ensemble = ensemble

@@ -106,7 +106,9 @@ def windows(modality, n=4):
 
 
 @pytest.mark.parametrize(
-    ("modality", "kind"), [(m, k) for m, kinds in defects.DEFECTS.items() for k in kinds], ids=lambda x: str(x)[:24]
+    ("modality", "kind"),
+    [(m, k) for m, kinds in defects.DEFECTS.items() for k in kinds],
+    ids=lambda x: getattr(x, "__name__", x),
 )
 def test_every_defect_changes_a_window_more_than_harmless_noise(modality, kind):
     """Every row of the table: same shape, finite, in range, the input untouched, drawn from the generator alone."""
