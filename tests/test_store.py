@@ -27,14 +27,14 @@ from lineside.errors import ConfigError, WireError
 from lineside.messages import Alarm, Embedding, Embeddings, Health, Message, Score, Tombstone
 from lineside.topics import TOPICS
 
-POSTGRES = Path("/usr/lib/postgresql/15/bin")
+POSTGRES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/usr/lib/postgresql"))
 
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[str]:
     """The URL of a PostgreSQL server of our own, in a temporary folder."""
     if not (POSTGRES / "initdb").exists():
-        pytest.skip(f"PostgreSQL 15 is not installed ({POSTGRES})")
+        pytest.skip(f"PostgreSQL is not installed ({POSTGRES})")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
