@@ -188,13 +188,13 @@ class Loop:
 
     def _one_fault(self, kind: str, alarm_kind: str, expected: str) -> dict[str, Any]:
         began = self._clock.now_ns()
-        self._command("fault", {"kind": kind, "seconds": "40"})
+        self._command("fault", {"kind": kind, "seconds": "60"})
 
         def raised() -> dict[str, Any] | None:
             news = [a for a in self.dashboard.alarms(began) if a["raised_ns"] >= began and a["kind"] == alarm_kind]
             return news[0] if news else None
 
-        alarm = self.dashboard.wait(f"alarm of {kind}", 40, raised)
+        alarm = self.dashboard.wait(f"alarm of {kind}", 60, raised)
         seconds = (self._clock.now_ns() - began) / NS
         self.measured.setdefault("first_alarm_s", round(time.monotonic() - self._began, 1))
         if alarm_kind == "sensor":
