@@ -11,19 +11,14 @@ from lineside.plant import PlantConfig
 BYTES = 24
 
 
-def users(plant: PlantConfig) -> tuple[str, ...]:
-    """Everybody who has a place on the line's broker."""
-    return ("hub", "operator", *plant.devices)
-
-
 def path(plant: PlantConfig, base: Path, user: str) -> Path:
     """Where a user's password stands; `base` is the folder of the plant file."""
-    return base / plant.secrets / f"{user}.password"
+    return base / plant.password_file(user)
 
 
 def create(plant: PlantConfig, base: Path) -> tuple[str, ...]:
     """Give each user that has none a password; gives those users. Existing passwords are kept."""
-    new = tuple(user for user in users(plant) if not path(plant, base, user).exists())
+    new = tuple(user for user in plant.users if not path(plant, base, user).exists())
     (base / plant.secrets).mkdir(parents=True, exist_ok=True, mode=0o700)
     for user in new:
         write_atomic(path(plant, base, user), f"{secrets.token_urlsafe(BYTES)}\n".encode(), mode=0o600)

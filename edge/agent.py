@@ -85,7 +85,7 @@ class Agent:
         def make() -> Sensor:
             return open_sensor(sensor, self._clock, self._start_ns, self._base)
 
-        return Capture(sensor.name, make, self._samples, self._clock)
+        return Capture(sensor.name, make, self._samples)
 
     def _step(self) -> None:
         """One run of samples, or a quarter of a second without any."""

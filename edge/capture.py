@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from edge.sensors.base import Sensor
-from lineside.clock import Clock
 from lineside.errors import SensorError
 from lineside.windows import Samples
 
@@ -29,7 +28,6 @@ class Capture:
     name: str
     make: Callable[[], Sensor]
     out: queue.Queue[Samples]
-    clock: Clock
     problem: str = ""
     dropped: int = 0
     ended: bool = False

@@ -81,7 +81,7 @@ def _live(
         def make() -> Sensor:
             return open_sensor(sensor, clock, start_ns, base)
 
-        return Capture(sensor.name, make, arrived, clock)
+        return Capture(sensor.name, make, arrived)
 
     captures = [capture(sensor) for sensor in config.sensors]
     for each in captures:

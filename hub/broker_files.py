@@ -11,17 +11,11 @@ from pathlib import Path
 
 from lineside import topics
 from lineside.errors import ConfigError
-from lineside.plant import PlantConfig
+from lineside.plant import ROLES, PlantConfig
 
-ROLES: tuple[topics.Writer, ...] = ("hub", "operator")
 AUTOSAVE_S = 15
 MAX_INFLIGHT = 100
 MAX_QUEUED_BYTES = 64 * 1024 * 1024
-
-
-def users(plant: PlantConfig) -> tuple[str, ...]:
-    """Every broker user of a plant: the hub, the operator and one for each device."""
-    return (*ROLES, *plant.devices)
 
 
 def conf_text(plant: PlantConfig, base: Path, folder: Path, system_user: str) -> str:
@@ -76,8 +70,8 @@ def _section(user: str, rows: Iterable[tuple[str, str]]) -> str:
 def passwords(plant: PlantConfig, base: Path) -> dict[str, str]:
     """Each broker user's password from its file. Raises ConfigError for one that is missing or empty."""
     found = {}
-    for user in users(plant):
-        path = base / plant.secrets / f"{user}.password"
+    for user in plant.users:
+        path = base / plant.password_file(user)
         mend = "`lineside deploy init` makes credentials"
         try:
             found[user] = path.read_text(encoding="utf-8").strip()

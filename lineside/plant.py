@@ -6,7 +6,10 @@ import re
 
 from lineside.config import Config
 from lineside.mqtt import BrokerConfig
+from lineside.topics import Writer
 from lineside.windows import MODALITIES
+
+ROLES: tuple[Writer, ...] = ("hub", "operator")
 
 
 def is_loopback(host: str) -> bool:
@@ -70,10 +73,19 @@ class PlantConfig(Config, frozen=True):
         for name in (self.site, *self.devices):
             if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,62}", name):
                 raise ValueError(f"{name!r} is no name for a topic: use a-z, 0-9, '.', '_', '-'")
-        if reserved := {"hub", "operator"} & set(self.devices):
+        if reserved := set(ROLES) & set(self.devices):
             raise ValueError(f"{reserved.pop()!r} is a broker user of the plant itself, choose another device name")
         if unknown := set(self.modalities) - set(MODALITIES):
             raise ValueError(f"unknown modality {unknown.pop()!r}, known are {', '.join(MODALITIES)}")
+
+    @property
+    def users(self) -> tuple[str, ...]:
+        """Everybody who has a place on the line's broker: the hub, the operator and each device."""
+        return (*ROLES, *self.devices)
+
+    def password_file(self, user: str) -> str:
+        """Where a broker user's password stands, seen from the plant file's folder."""
+        return f"{self.secrets}/{user}.password"
 
     def connection(self, user: str) -> BrokerConfig:
         """How one of the plant's broker users (`hub`, `operator` or a device) reaches the broker."""
@@ -81,6 +93,6 @@ class PlantConfig(Config, frozen=True):
             host=self.broker.listen,
             port=self.broker.port,
             username=user,
-            password_file=f"{self.secrets}/{user}.password",
+            password_file=self.password_file(user),
             ca_file=self.broker.ca_file,
         )

@@ -44,11 +44,11 @@ def plant(base: Path) -> Iterator[PlantConfig]:
     """A plant of two devices whose mosquitto runs with the passwords and the access list of lineside.topics."""
     made = PlantConfig(site="line1", devices=["edge-1", "edge-2"], broker=BrokerProcess(port=free_port()))
     credentials.create(made, base)
-    for user in credentials.users(made):
+    for user in made.users:
         flags = ["-b"] if (base / "passwords").exists() else ["-b", "-c"]
         password = credentials.path(made, base, user).read_text().strip()
         subprocess.run(["mosquitto_passwd", *flags, base / "passwords", user, password], check=True)
-    (base / "access").write_text("".join(f"user {user}\n{_rows(made, user)}" for user in credentials.users(made)))
+    (base / "access").write_text("".join(f"user {user}\n{_rows(made, user)}" for user in made.users))
     (base / "mosquitto.conf").write_text(
         f"listener {made.broker.port} 127.0.0.1\nallow_anonymous false\npersistence false\nuser root\n"
         f"password_file {base / 'passwords'}\nacl_file {base / 'access'}\n"
@@ -292,7 +292,7 @@ def test_the_commands_publish_roll_out_and_take_back(plant: PlantConfig, base: P
     file = base / "plant.toml"
     file.write_text(f'site = "line1"\ndevices = ["edge-1", "edge-2"]\n[broker]\nport = {plant.broker.port}\n')
     assert config.load(file, PlantConfig) == plant
-    passwords = {user: credentials.path(plant, base, user).read_text() for user in credentials.users(plant)}
+    passwords = {user: credentials.path(plant, base, user).read_text() for user in plant.users}
     assert CliRunner().invoke(app, ["init", str(base)]).exit_code == 0
     assert {user: credentials.path(plant, base, user).read_text() for user in passwords} == passwords
     with pytest.raises(ConfigError, match="nothing published"):
