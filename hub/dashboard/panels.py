@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 from nicegui import ui
 
@@ -105,6 +106,29 @@ def _when(line: Line, station: Station) -> str:
     return f"{state} · {(line.now_ns - station.last.score.end_ns) / 1e9:.1f} s ago"
 
 
+class Table:
+    """A card of rows under a head, drawn anew only when a row changed."""
+
+    def __init__(self, title: str, head: tuple[str, ...], widths: str) -> None:
+        self._head = head
+        with ui.column().classes("l-card"):
+            ui.label(title).classes("l-title")
+            self._grid = ui.element("div").classes("l-grid").style(f"grid-template-columns: {widths}")
+        self._shown: object = None
+
+    def show(self, rows: Sequence[tuple[Any, ...]], draw: Callable[..., None]) -> None:
+        """Draw each row by `draw(*row)`, which makes one element a column."""
+        if rows == self._shown:
+            return
+        self._shown = rows
+        self._grid.clear()
+        with self._grid:
+            for word in self._head:
+                ui.label(word).classes("l-th")
+            for row in rows:
+                draw(*row)
+
+
 class Sensors:
     """Every sensor of every device: what it is, how it is, and the mend when it is not well."""
 
@@ -112,10 +136,7 @@ class Sensors:
     WIDTHS = "minmax(120px, auto) auto auto auto auto minmax(180px, 2fr)"
 
     def __init__(self) -> None:
-        with ui.column().classes("l-card"):
-            ui.label("Sensors").classes("l-title")
-            self._grid = ui.element("div").classes("l-grid").style(f"grid-template-columns: {self.WIDTHS}")
-        self._shown: object = None
+        self._table = Table("Sensors", self.HEAD, self.WIDTHS)
 
     def show(self, line: Line) -> None:
         """Rebuild the table when something in it changed."""
@@ -124,17 +145,10 @@ class Sensors:
             for station in sorted(line.stations, key=lambda each: each.device)
             for name, sensor in sorted(station.health.sensors.items() if station.health else ())
         ]
-        if rows == self._shown:
-            return
-        self._shown = rows
-        self._grid.clear()
-        with self._grid:
-            head(self.HEAD)
-            for device, live, name, sensor in rows:
-                _sensor_row(device, name, sensor, live=live)
+        self._table.show(rows, _sensor_row)
 
 
-def _sensor_row(device: str, name: str, sensor: SensorHealth, *, live: bool) -> None:
+def _sensor_row(device: str, live: bool, name: str, sensor: SensorHealth) -> None:
     modality(sensor.modality, name)
     ui.label(device)
     well = not sensor.flags and not sensor.problem
@@ -153,10 +167,7 @@ class Encoders:
 
     def __init__(self, roll_back: Callable[[str, str, EncoderHealth], Awaitable[None]]) -> None:
         self._roll_back = roll_back
-        with ui.column().classes("l-card"):
-            ui.label("Encoders").classes("l-title")
-            self._grid = ui.element("div").classes("l-grid").style(f"grid-template-columns: {self.WIDTHS}")
-        self._shown: object = None
+        self._table = Table("Encoders", self.HEAD, self.WIDTHS)
 
     def show(self, line: Line) -> None:
         """Rebuild the table when a version, a provider or a presence changed."""
@@ -165,14 +176,7 @@ class Encoders:
             for station in sorted(line.stations, key=lambda each: each.device)
             for name, encoder in sorted(station.health.encoders.items() if station.health else ())
         ]
-        if rows == self._shown:
-            return
-        self._shown = rows
-        self._grid.clear()
-        with self._grid:
-            head(self.HEAD)
-            for row in rows:
-                self._row(*row)
+        self._table.show(rows, self._row)
 
     def _row(self, device: str, presence: str, name: str, encoder: EncoderHealth) -> None:
         modality(name, name)
@@ -185,12 +189,6 @@ class Encoders:
             button = ui.button("Roll back", icon="undo", on_click=lambda: self._roll_back(device, name, encoder))
             button.props("outline no-caps").classes("l-touch")
             button.set_enabled(bool(encoder.previous) and presence == "online")
-
-
-def head(words: tuple[str, ...]) -> None:
-    """The first row of a table."""
-    for word in words:
-        ui.label(word).classes("l-th")
 
 
 def modality(kind: str, text: str) -> None:
