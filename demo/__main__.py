@@ -88,7 +88,7 @@ def _steps(loop: Loop) -> list[tuple[str, Callable[[], None]]]:
         ("train two stages", loop.train),
         ("export, sign, publish", loop.export),
         ("watch the line", loop.watch),
-        ("inject faults", loop.fault),
+        ("faults and their alarms", loop.fault),
         ("roll a camera encoder out and back", loop.change),
     ]
 

@@ -23,12 +23,18 @@ class Line:
 
 
 def device_file(
-    line: Line, mqtt_port: int, hub_port: int, product: str = "a", seed: int = 1, recording: str = ""
+    line: Line,
+    mqtt_port: int,
+    hub_port: int,
+    product: str = "a",
+    seed: int = 1,
+    recording: str = "",
+    from_s: float = 0.0,
 ) -> str:
-    """The device file (TOML). For a recorded line `recording` is replayed; `seed` is the simulated line's run."""
+    """The device file (TOML): `recording` is replayed from `from_s` on; `seed` is the simulated line's run."""
     sources = {
         "simulation": f'source = "simulation"\nproduct = "{product}"\nseed = {seed}',
-        "recording": f'source = "replay"\ndevice = "{recording}"',
+        "recording": f'source = "replay"\ndevice = "{recording}"\nfrom_s = {from_s}',
     }
     sensors = "".join(_sensor(name, modality, sources.get(line.kind)) for name, modality in line.sensors.items())
     return f"""\

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from demo.dashboard import Dashboard
+from demo.labelled import Labelled
 from demo.plan import DEVICE, SITE, Line, device_file, stage_file, write
 from demo.processes import Processes
 from lineside.clock import NS, SystemClock
@@ -16,9 +17,9 @@ from lineside.config import load
 from lineside.errors import LinesideError
 from lineside.operator import Operator, check
 from lineside.plant import PlantConfig
+from lineside.recording import Label, Recording
 
-# Fault, and what its alarm must say: the kind of alarm and the modality on top.
-# A recording of anything need not show a part that could lie askew: that fault is for the simulated line alone.
+# Fault to inject, and what its alarm must say: the kind of alarm and the modality on top.
 FAULTS = (
     ("bearing_noise", "anomaly", "microphone"),
     ("misaligned_part", "anomaly", "camera"),
@@ -39,6 +40,7 @@ class Loop:
         self._began = time.monotonic()
         self._mqtt_port = free_port()
         self._line = Line("live" if live else "simulation", {"cam0": "camera", "mic0": "microphone"})
+        self._labelled = Labelled()
         self._clock = SystemClock()
         folder.mkdir(parents=True, exist_ok=True)
         self.processes = Processes(folder)
@@ -55,6 +57,7 @@ class Loop:
         if self._source is not None:
             read = self.processes.call("edge", "record", "--from", str(self._source), "--out", str(normal))
             self._line = _line_of(normal)
+            self._labelled = Labelled.of(normal, self._line.hop_s)
             self.measured["import_warnings"] = read["warnings"]
             stages = _parts(normal, read["seconds"])
         elif self._live:
@@ -65,7 +68,8 @@ class Loop:
         for number, (recording, from_s, to_s) in enumerate(stages, start=1):
             text = stage_file(number, self._line, str(recording), from_s, to_s)
             write(self._folder / f"stage-{number}.toml", text)
-        text = device_file(self._line, self._mqtt_port, self._port, seed=2, recording=str(normal))
+        ports, from_s = (self._mqtt_port, self._port), self._labelled.from_s
+        text = device_file(self._line, *ports, seed=2, recording=str(normal), from_s=from_s)
         write(self._folder / "device.toml", text)
 
     def _record_simulation(self, normal: Path) -> list[Part]:
@@ -119,12 +123,11 @@ class Loop:
         self.measured["versions_before"] = self._versions()
 
     def fault(self) -> None:
-        """5. Faults are injected; the alarm names the right modality; a muted microphone leaves the rest scoring."""
-        simulated, there = self._line.kind == "simulation", self._line.sensors.values()
-        rows = [row for row in FAULTS if row[2] in there and (simulated or row[0] != "misaligned_part")]
-        alarms = [self._one_fault(*row) for row in rows]
+        """5. Faults come; the alarm names the right modality; a muted microphone leaves the rest scoring."""
+        alarms = [self._labelled_fault(fault) for fault in self._labelled.faults]
+        alarms += [self._injected_fault(*row) for row in self._to_inject()]
         self.measured["alarms"] = alarms
-        wrong = [alarm for alarm in alarms if alarm["top_modality"] != alarm["expected"]]
+        wrong = [alarm for alarm in alarms if alarm["expected"] not in ("", alarm["top_modality"])]
         if wrong:
             told = ", ".join(f"{alarm['fault']} blamed on {alarm['top_modality']}" for alarm in wrong)
             raise LinesideError("alarms", told, "look at the contributions on the dashboard")
@@ -183,27 +186,51 @@ class Loop:
     def _active(self) -> list[dict[str, Any]]:
         return [alarm for alarm in self.dashboard.alarms(0) if alarm["state"].startswith("ACTIVE")]
 
-    def _wait_calm(self, what: str) -> None:
-        self.dashboard.wait(what, 60, lambda: not self._active())
+    def _wait_calm(self, what: str, seconds: float = 60) -> None:
+        self.dashboard.wait(what, seconds, lambda: not self._active())
 
-    def _one_fault(self, kind: str, alarm_kind: str, expected: str) -> dict[str, Any]:
+    def _to_inject(self) -> list[tuple[str, str, str]]:
+        """The rows of FAULTS for this line: what its recording has labels for need not be injected but for `muted`.
+
+        A recording of anything need not show a part that could lie askew: that fault is for the simulated line alone.
+        """
+        rows = [row for row in FAULTS if row[2] in self._line.sensors.values()]
+        if self._labelled.faults:
+            return [row for row in rows if row[1] == "sensor"]
+        return [row for row in rows if row[0] != "misaligned_part" or self._line.kind == "simulation"]
+
+    def _injected_fault(self, kind: str, alarm_kind: str, expected: str) -> dict[str, Any]:
         began = self._clock.now_ns()
         self._command("fault", {"kind": kind, "seconds": "60"})
-
-        def raised() -> dict[str, Any] | None:
-            news = [a for a in self.dashboard.alarms(began) if a["raised_ns"] >= began and a["kind"] == alarm_kind]
-            return news[0] if news else None
-
-        alarm = self.dashboard.wait(f"alarm of {kind}", 60, raised)
-        seconds = (self._clock.now_ns() - began) / NS
-        self.measured.setdefault("first_alarm_s", round(time.monotonic() - self._began, 1))
+        told = self._alarm(kind, alarm_kind, expected, began, 60)
         if alarm_kind == "sensor":
             rest = sorted(name for name, modality in self._line.sensors.items() if modality != expected)
             self.dashboard.wait("scores without the sensor", 20, lambda: self._only(rest))
         self._command("fault", {"kind": kind, "seconds": "0"})
         self._wait_calm(f"calm after {kind}")
+        return told
+
+    def _labelled_fault(self, fault: Label) -> dict[str, Any]:
+        health, now = self.dashboard.device(DEVICE)["health"], self._clock.now_ns()
+        began = self._labelled.next_ns(fault, health["time_ns"] - round(health["uptime_s"] * NS), now)
+        seconds = (fault.end_ns - fault.start_ns) / NS
+        expected = self._line.sensors.get(fault.sensor, "")
+        told = self._alarm(fault.label, "anomaly", expected, began, (began - now) / NS + seconds)
+        self._wait_calm(f"calm after {fault.label}", seconds + 60)
+        return told
+
+    def _alarm(self, fault: str, kind: str, expected: str, began: int, wait_s: float) -> dict[str, Any]:
+        """The alarm that answers to a fault that begins at `began`, once it is on the dashboard."""
+
+        def raised() -> dict[str, Any] | None:
+            news = [a for a in self.dashboard.alarms(began) if a["raised_ns"] >= began and a["kind"] == kind]
+            return news[0] if news else None
+
+        alarm = self.dashboard.wait(f"alarm of {fault}", wait_s, raised)
+        seconds = (self._clock.now_ns() - began) / NS
+        self.measured.setdefault("first_alarm_s", round(time.monotonic() - self._began, 1))
         return {
-            "fault": kind,
+            "fault": fault,
             "expected": expected,
             "kind": alarm["kind"],
             "top_modality": alarm["top_modality"],
@@ -249,8 +276,6 @@ def _parts(recording: Path, seconds: float) -> list[Part]:
 
 
 def _line_of(recording: Path) -> Line:
-    from lineside.recording import Recording
-
     about = Recording(recording).about
     return Line("recording", about.sensors, about.length_s, about.hop_s)
 

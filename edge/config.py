@@ -33,8 +33,8 @@ class SensorSettings(Config, frozen=True):
 
     camera: index (`0`), file, RTSP/HTTP URL or GStreamer string. microphone: name or number of a PortAudio device
     (empty: the default one). series: a CSV file or named pipe with one row a sample. replay: an MCAP recording, with
-    `recorded` naming the sensor in it and `loop` to begin again at its end. simulation: no device; `product` and
-    `seed` choose the simulated line's run.
+    `recorded` naming the sensor in it, `from_s` where to begin and `loop` to begin again at its end. simulation: no
+    device; `product` and `seed` choose the simulated line's run.
     """
 
     name: str
@@ -46,6 +46,7 @@ class SensorSettings(Config, frozen=True):
     width: int = 0
     height: int = 0
     recorded: str = ""
+    from_s: float = 0.0
     loop: bool = True
     product: str = "a"
     seed: int = 1
@@ -57,6 +58,8 @@ class SensorSettings(Config, frozen=True):
             raise ValueError(f"source {self.source!r} gives modality {own!r}, not {self.modality!r}")
         if self.source in {"series", "replay"} and not self.device:
             raise ValueError(f"source {self.source!r} needs `device`, the file to read")
+        if self.from_s < 0:
+            raise ValueError("from_s must be 0 or above")
         if not re.fullmatch(r"[a-z][a-z0-9_-]{0,30}", self.name):
             raise ValueError(f"{self.name!r} is no sensor name: use a-z, 0-9, '_', '-', a letter first")
 

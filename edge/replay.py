@@ -15,12 +15,12 @@ from edge.sensors.table import open_sensor
 from lineside.clock import NS, SimulatedClock
 from lineside.errors import ConfigError
 from lineside.messages import Message
-from lineside.recording import Recording
+from lineside.recording import Recording, without_faults
 from lineside.windows import Samples
 
 
-def recorded(config: DeviceConfig, recording: Recording) -> Iterator[Samples]:
-    """The samples of a recording, under the names that the device gives its sensors.
+def recorded(config: DeviceConfig, recording: Recording, faults: bool = True) -> Iterator[Samples]:
+    """The samples of a recording, under the names that the device gives its sensors; `faults`: the faulty ones too.
 
     Raises ConfigError when the recording has none of them.
     """
@@ -29,7 +29,8 @@ def recorded(config: DeviceConfig, recording: Recording) -> Iterator[Samples]:
         have = ", ".join(sorted(recording.about.sensors)) or "none"
         mend = "name the recorded sensor with `recorded` in [[sensors]]"
         raise ConfigError(str(recording.path), f"has the sensors {have}, the device wants {', '.join(names)}", mend)
-    for samples in recording.samples():
+    stream = recording.samples()
+    for samples in stream if faults else without_faults(stream, recording.labels()):
         if samples.sensor in names:
             yield replace(samples, sensor=names[samples.sensor])
 
@@ -66,10 +67,13 @@ def through(pipeline: Pipeline, stream: Iterable[Samples]) -> Iterator[Message]:
 
 
 def commission(config: DeviceConfig, ensemble: Ensemble, recording: Recording) -> Commissioning:
-    """Learn normal running from a recording, with the windows and flags that the live device would see."""
+    """Learn normal running from a recording, with the windows and flags that the live device would see.
+
+    What is labelled as a fault is left out.
+    """
     pipeline = Pipeline(config)
     pipeline.ensemble = ensemble
     pipeline.commissioning = Commissioning.begin(pipeline.modalities, ensemble.encoders)
-    for _ in through(pipeline, recorded(config, recording)):
+    for _ in through(pipeline, recorded(config, recording, faults=False)):
         pass
     return pipeline.commissioning

@@ -154,4 +154,7 @@ class Broker:
                 return
             deaths, started_ns = deaths + 1, self._clock.now_ns()
             self.restarts += 1
-            self._launch()
+            try:
+                self._launch()
+            except OSError as error:  # no memory or no descriptor left just now: tried again with the next back-off
+                LOG.error("mosquitto cannot be started: %s", error)

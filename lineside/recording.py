@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal
@@ -71,12 +71,13 @@ class Series(msgspec.Struct, frozen=True):
 
 
 class Label(msgspec.Struct, frozen=True):
-    """What was true of the station (or of one sensor) from `start_ns` until `end_ns`."""
+    """What was true of the station (or of one sensor) from `start_ns` until `end_ns`; `fault` if it was not normal."""
 
     start_ns: int
     end_ns: int
     label: str
     sensor: str = ""
+    fault: bool = False
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,7 +116,11 @@ SCHEMAS: dict[str, tuple[str, type[msgspec.Struct], dict[str, Any]]] = {
         },
     ),
     "series": ("lineside.Series", Series, {"timestamp": _TIME, "rate_hz": _NUMBER, "values": _ROWS, "flags": _FLAGS}),
-    "label": ("lineside.Label", Label, {"start_ns": _NUMBER, "end_ns": _NUMBER, "label": _TEXT, "sensor": _TEXT}),
+    "label": (
+        "lineside.Label",
+        Label,
+        {"start_ns": _NUMBER, "end_ns": _NUMBER, "label": _TEXT, "sensor": _TEXT, "fault": {"type": "boolean"}},
+    ),
 }
 _MODALITY = {schema[0]: modality for modality, schema in SCHEMAS.items()}
 
@@ -283,6 +288,31 @@ class Recording:
             self.problem = (
                 f"is damaged or cut short ({str(error) or 'it ends too early'}); the part before that was read"
             )
+
+
+def without_faults(stream: Iterable[Samples], labels: Sequence[Label]) -> Iterator[Samples]:
+    """The samples that were captured while none of `labels` told of a fault: what normal running is learned from.
+
+    >>> run = Samples("pump0", "series", 0, 10.0, np.zeros((10, 1), np.float32))
+    >>> fault = Label(300_000_000, 500_000_000, "leak", fault=True)
+    >>> [(part.start_ns / NS, len(part.data)) for part in without_faults([run], [fault])]
+    [(0.0, 3), (0.5, 5)]
+    """
+    faults = [label for label in labels if label.fault]
+    for samples in stream:
+        parts = [samples]
+        for fault in faults:
+            if fault.sensor in ("", samples.sensor):
+                parts = [rest for part in parts for rest in _outside(part, fault)]
+        yield from parts
+
+
+def _outside(samples: Samples, fault: Label) -> list[Samples]:
+    """What was captured before and after a fault."""
+    if fault.end_ns <= max(fault.start_ns, samples.start_ns) or fault.start_ns >= samples.end_ns:
+        return [samples]
+    rest = (samples.between(samples.start_ns, fault.start_ns), samples.between(fault.end_ns, samples.end_ns))
+    return [part for part in rest if len(part.data)]
 
 
 def _time(time_ns: int) -> Time:

@@ -9,7 +9,7 @@ import numpy as np
 
 from lineside import config
 from lineside.clock import NS, SystemClock
-from lineside.recording import About, Recorder
+from lineside.recording import About, Label, Recorder
 from lineside.windows import Samples
 from trainer.plan import Plan
 from trainer.stage import run_stage
@@ -25,14 +25,19 @@ width = 32
 """
 
 
-def record(path: Path, seconds: int, seed: int = 0, *, tint: float = 0.0, black=(), deaf=(), silent=()) -> Path:
-    """Record the scene; the seconds in `black`, `deaf` (no sound at all) and `silent` (zeros) have a fault."""
+def record(path: Path, seconds: int, seed: int = 0, *, tint=0.0, black=(), deaf=(), silent=(), labelled=()) -> Path:
+    """Record the scene; the seconds in `black`, `deaf` (no sound at all) and `silent` (zeros) have a fault.
+
+    Those in `labelled` are well but labelled as a fault.
+    """
     rng = np.random.default_rng(seed)
     about = About(station="s1", source="pitch", sensors={"cam0": "camera", "mic0": "microphone"}, hop_s=0.5)
     with Recorder(path, about) as recorder:
         for second in range(seconds):
             state = rng.uniform()
             now = START_NS + second * NS
+            if second in labelled:
+                recorder.label(Label(now, now + NS, "crash", fault=True))
             stamps = now + np.arange(RATE_HZ) * (NS // RATE_HZ)
             frames = np.zeros((RATE_HZ, SIZE, SIZE, 3), np.uint8) if second in black else picture(state, tint, rng)
             recorder.write(Samples("cam0", "camera", now, float(RATE_HZ), frames, stamps))

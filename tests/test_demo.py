@@ -6,9 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests import line_video
+from demo.labelled import Labelled
+from edge.config import DeviceConfig, DeviceSettings, SensorSettings
+from edge.faults import Injector
+from edge.replay import simulated
+from edge.sensors.table import open_sensor
+from lineside.clock import NS, SimulatedClock
+from lineside.recording import About, Label, Recorder
+from lineside.windows import Samples
+from tests import line_device, line_video
 
 ROOT = Path(__file__).parent.parent
 DIGITS = ROOT.parent / "shared" / "data" / "dev" / "av_digits"
@@ -46,6 +55,30 @@ def test_the_loop_holds_on_a_video_with_sound(tmp_path):
     holds(*demo(tmp_path, "--recording", str(video)), ["bearing_noise", "dirty_lens", "muted"])
 
 
+def labelled_line(path, seconds):
+    """The simulated line with two faults that its labels tell of."""
+    labels = [
+        Label(line_device.START_NS + from_s * NS, line_device.START_NS + (from_s + 20) * NS, name, sensor, fault=True)
+        for from_s, name, sensor in [(290, "bearing_noise", "mic0"), (340, "dirty_lens", "cam0")]
+    ]
+    device = DeviceSettings(id="edge-1", site="demo", station="press")
+    config = DeviceConfig(device=device, sensors=line_device.SENSORS)
+    injector, coming = Injector(), list(labels)
+    with Recorder(path, About(station="press", sensors=line_device.MODALITIES)) as recorder:
+        for samples in simulated(config, path.parent, line_device.START_NS, seconds):
+            if coming and samples.start_ns >= coming[0].start_ns:
+                recorder.label(coming[0])
+                injector.start(coming[0].label, coming.pop(0).end_ns)
+            recorder.write(injector.apply(samples))
+    return path
+
+
+@pytest.mark.slow
+def test_the_loop_waits_for_the_faults_that_a_recording_has_labels_for(tmp_path):
+    line = labelled_line(tmp_path / "line.mcap", 400)
+    holds(*demo(tmp_path, "--recording", str(line)), ["bearing_noise", "dirty_lens", "muted"])
+
+
 @pytest.mark.slow
 @pytest.mark.shared
 def test_the_loop_holds_on_real_digits_seen_and_spoken(tmp_path):
@@ -55,6 +88,52 @@ def test_the_loop_holds_on_real_digits_seen_and_spoken(tmp_path):
     words = ["edge", "record", "--from", str(DIGITS), "--limit", "2000", "--out", str(digits)]
     subprocess.run([sys.executable, "-m", "lineside", *words], check=True)
     holds(*demo(tmp_path, "--recording", str(digits)), ["bearing_noise", "dirty_lens", "muted"])
+
+
+def series(path, seconds, *faults):
+    """A series that is 1 during its faults (name, first second, last second) and 0 else."""
+    start_ns = line_device.START_NS
+    with Recorder(path, About(sensors={"vib0": "series"})) as recorder:
+        for k in range(seconds):
+            faulty = any(first <= k < last for _, first, last in faults)
+            recorder.write(Samples("vib0", "series", start_ns + k * NS, 10.0, np.full((10, 1), faulty, np.float32)))
+        for name, first, last in faults:
+            recorder.label(Label(start_ns + first * NS, start_ns + last * NS, name, fault=True))
+    return path
+
+
+def test_the_first_fault_of_each_name_that_an_alarm_could_answer_to_is_waited_for(tmp_path):
+    faults = [
+        ("blink", 10, 12),
+        ("jam", 50, 54),
+        ("jam", 54, 60),
+        ("wear", 65, 80),
+        ("jam", 120, 140),
+        ("leak", 200, 210),
+        ("late", 290, 300),
+    ]
+    found = Labelled.of(series(tmp_path / "line.mcap", 300, *faults), 0.5)
+    at = [(fault.label, fault.start_ns - found.first_ns, fault.end_ns - found.first_ns) for fault in found.faults]
+    assert at == [("jam", 50 * NS, 60 * NS), ("leak", 200 * NS, 210 * NS)]
+    assert found.from_s == 5.0
+    assert Labelled.of(series(tmp_path / "well.mcap", 30), 0.5).from_s == 0.0
+
+
+@pytest.mark.parametrize("first", [20, 100])  # round the end of the recording, and within it
+def test_a_labelled_fault_comes_when_it_is_said_to_come(first, tmp_path):
+    found = Labelled.of(series(tmp_path / "line.mcap", 200, ("jam", first, first + 10)), 0.5)
+    started_ns = 1_800_000_000 * NS + 123_456_789
+    row = SensorSettings(name="vib0", modality="series", source="replay", device="line.mcap", from_s=found.from_s)
+    clock = SimulatedClock(started_ns)
+    came = []
+    for samples in open_sensor(row, clock, started_ns, tmp_path).samples():
+        if samples.data[0, 0] and samples.start_ns > (came[-1] if came else 0) + 20 * NS:
+            came.append(samples.start_ns)
+        if len(came) == 2:
+            break
+    assert found.next_ns(found.faults[0], started_ns, started_ns) == came[0]
+    assert found.next_ns(found.faults[0], started_ns, came[0] + 1) == came[1]
+    assert 45 * NS <= came[0] - started_ns <= 47 * NS
 
 
 def test_a_port_in_use_is_named_before_anything_starts(tmp_path):

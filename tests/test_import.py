@@ -307,6 +307,24 @@ def test_a_wild_table_is_read_or_refused(text: str, rate_hz: float, tmp_path: Pa
     assert all(run.data.dtype == np.float32 and run.data.ndim == 2 and run.rate_hz > 0 for run in runs)
 
 
+@pytest.mark.parametrize(
+    ("labels", "faults"),
+    [
+        ("normal leak crack", "leak crack"),
+        ("good scratch", "scratch"),
+        ("0 1 -1", "1 -1"),
+        ("0 1 2", ""),
+        ("dog rain", ""),
+    ],
+)
+def test_a_manifest_tells_which_of_its_labels_are_faults(labels: str, faults: str, tmp_path: Path) -> None:
+    frames(tmp_path / "shots")
+    rows = [f"frame{k}.jpg,{label}" for k, label in enumerate(labels.split())]
+    (tmp_path / "shots" / "manifest.csv").write_text("\n".join(["file,label", *rows]))
+    _, recording = imported(tmp_path / "shots", tmp_path / "out.mcap")
+    assert {label.label for label in recording.labels() if label.fault} == set(faults.split())
+
+
 # recordings, and what is nothing
 
 
@@ -359,6 +377,13 @@ SETS = {
     "ballscrew_camera": ({"cam0": "camera"}, {"0", "1"}),
     "milling_multiview_mini": ({"tool": "camera", "chip": "camera", "work": "camera"}, {"sharp", "used", "dulled"}),
 }
+FAULTS = {
+    "fan_vibration": {"anomaly"},
+    "skab_pump": {"valve1", "valve2", "other"},
+    "solar_cells": {"1"},
+    "ballscrew_camera": {"1"},
+    "milling_multiview_mini": {"dulled"},
+}
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the recordings under ../shared are not here")
 
 
@@ -378,6 +403,7 @@ def test_every_data_set_gives_labelled_windows_of_good_quality(name: str, tmp_pa
     assert report.about.sensors == recording.about.sensors == sensors
     assert report.warnings == []
     assert labels <= {label.label for label in recording.labels()}
+    assert {label.label for label in recording.labels() if label.fault} & labels == FAULTS.get(name, set())
     quality, found = Quality(), joined(recording)
     assert len(found) >= 20
     flagged = sum(bool(quality.flags(window)) for moment in found for window in moment.windows.values())

@@ -17,7 +17,7 @@ from edge.replay import commission, recorded, simulated, through
 from lineside.clock import NS
 from lineside.errors import ConfigError, LinesideError, RecordingError
 from lineside.messages import Alarm, Embeddings, Score
-from lineside.recording import About, Recorder, Recording
+from lineside.recording import About, Label, Recorder, Recording
 
 START_NS = 1_700_000_000 * NS
 DATA = Path(__file__).parent / "data"
@@ -135,6 +135,17 @@ def test_all_sensors_away_is_noticed_by_time_alone(ensemble):
     pipeline.ensemble = ensemble
     changes = [m for t in range(0, 12) for m in pipeline.tick(START_NS + t * NS)]
     assert {m.subject for m in changes if m.state == "raised"} == {"cam0", "mic0"}
+
+
+def test_commissioning_leaves_out_what_is_labelled_as_a_fault(encoders, recording, tmp_path):
+    fault = Label(START_NS + 20 * NS, START_NS + 60 * NS, "jam", fault=True)
+    with Recorder(tmp_path / "labelled.mcap", recording.about) as recorder:
+        recorder.label(fault)
+        for samples in recording.samples():
+            recorder.write(samples)
+    labelled = commission(CONFIG, Ensemble(encoders), Recording(tmp_path / "labelled.mcap"))
+    whole = commission(CONFIG, Ensemble(encoders), recording)
+    assert 76 <= len(whole.moments) - len(labelled.moments) <= 84  # 40 s at a hop of half a second
 
 
 def test_commissioning_survives_a_restart(learned, tmp_path, encoders):

@@ -15,7 +15,7 @@ from mcap.reader import make_reader
 
 from lineside.clock import NS
 from lineside.errors import RecordingError
-from lineside.recording import About, Label, Recorder, Recording
+from lineside.recording import About, Label, Recorder, Recording, without_faults
 from lineside.windows import Samples
 
 START_NS = 1_700_000_000 * NS + 123_456_789
@@ -198,3 +198,30 @@ def test_labels_come_by_their_start_in_whatever_order_they_were_written(seconds:
         for label in labels:
             recorder.label(label)
     assert Recording(tmp_path / "r.mcap").labels() == sorted(labels, key=lambda label: label.start_ns)
+
+
+def test_what_was_captured_during_a_labelled_fault_can_be_left_out(tmp_path: Path) -> None:
+    labels = [
+        Label(START_NS + NS, START_NS + 2 * NS, "valve shut", fault=True),
+        Label(START_NS + 2 * NS, START_NS + 5 * NS // 2, "lens", "cam0", fault=True),
+        Label(START_NS, START_NS + 3 * NS, "product a"),
+    ]
+    with Recorder(tmp_path / "r.mcap", ABOUT) as recorder:
+        for samples in stream(3):
+            recorder.write(samples)
+        for label in labels:
+            recorder.label(label)
+    recording = Recording(tmp_path / "r.mcap")
+    assert recording.labels() == sorted(labels, key=lambda label: label.start_ns)
+    left = [(run.sensor, (run.start_ns - START_NS) / NS) for run in without_faults(recording.samples(), labels)]
+    assert [at_s for sensor, at_s in left if sensor == "cam0"] == [0.0, 0.5, 2.5]
+    assert [at_s for sensor, at_s in left if sensor == "mic0"] == [0.0, 2.0]
+
+
+@given(edges=st.lists(st.integers(0, 3_000), min_size=2, max_size=12))
+def test_no_sample_of_a_fault_and_every_other_one_is_left(edges: list[int]) -> None:
+    ms = NS // 1000
+    faults = [Label(a * ms, b * ms, "x", fault=True) for a, b in zip(edges[::2], edges[1::2], strict=False)]
+    runs = [Samples("vib0", "series", k * NS, 100.0, np.arange(100.0).reshape(100, 1) + 100 * k) for k in range(3)]
+    kept = [float(v) for run in without_faults(runs, faults) for v in run.data[:, 0]]
+    assert kept == [k for k in range(300) if not any(f.start_ns <= k * 10 * ms < f.end_ns for f in faults)]

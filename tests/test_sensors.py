@@ -362,7 +362,7 @@ def test_a_named_pipe_is_read_live_across_writers_and_stalls_are_told(tmp_path: 
 # replay
 
 
-def replayed(folder: Path, name: str, modality: str, origin_ns: int, **more: bool) -> Iterator[Samples]:
+def replayed(folder: Path, name: str, modality: str, origin_ns: int, **more: float) -> Iterator[Samples]:
     settings = SensorSettings(name=name, modality=modality, source="replay", device="line.mcap", **more)
     return open_sensor(settings, SimulatedClock(origin_ns), origin_ns, folder).samples()
 
@@ -380,6 +380,17 @@ def test_replayed_sensors_stay_aligned_over_many_passes(tmp_path: Path) -> None:
     ]
     assert found[:9] == [(k, k) for k in (1, 2, 3)] * 3
     assert origin_ns <= stream[0].start_ns < origin_ns + NS
+
+
+def test_a_replay_begins_where_it_is_told_and_goes_round(tmp_path: Path) -> None:
+    recording(tmp_path / "line.mcap")
+    origin_ns = 1_800_000_000 * NS + 123_456_789
+    runs = list(islice(replayed(tmp_path, "vib0", "series", origin_ns, from_s=1.0), 5))
+    assert [float(run.data[0, 0]) for run in runs] == [1.0, 2.0, 0.0, 1.0, 2.0]
+    assert origin_ns <= runs[0].start_ns < origin_ns + NS
+    assert {b.start_ns - a.end_ns for a, b in pairwise(runs)} == {0}
+    with pytest.raises(SensorError, match=r"lasts 3 s, it cannot begin at 3 s; lower from_s in \[\[sensors\]\]"):
+        next(replayed(tmp_path, "vib0", "series", 0, from_s=3.0))
 
 
 def test_a_replay_without_loop_ends(tmp_path: Path) -> None:

@@ -48,6 +48,14 @@ def test_flagged_and_missing_windows_are_masked_and_counted(faulty):
     assert data.bad["mic0"]["missing"] >= 1
 
 
+def test_what_is_labelled_as_a_fault_is_never_learned_from(tmp_path):
+    path = pitch_scene.record(tmp_path / "labelled.mcap", 12, labelled=(4, 5))
+    data = read([part(path)], tmp_path)
+    second = (data.start_ns - pitch_scene.START_NS) / NS
+    assert {view.present[(second > 3) & (second < 6)].sum() for view in data.views.values()} == {0}
+    assert set(second) >= {0.0, 3.0, 6.0, 10.0}
+
+
 def test_held_out_moments_are_later_and_share_no_sample_with_the_rest(faulty):
     data = read([part(faulty), part(faulty, from_s=2, to_s=20)], faulty.parent)
     learn, held = data.split(0.25)

@@ -16,7 +16,7 @@ from lineside.clock import NS
 from lineside.errors import RecordingError
 from lineside.features import CameraPrepare, MicrophonePrepare, Prepare, SeriesPrepare
 from lineside.quality import Quality
-from lineside.recording import Recording
+from lineside.recording import Recording, without_faults
 from lineside.windows import Moment, Samples, Window, moments
 from trainer.plan import RecordingPart, WindowSettings, place
 from trainer.progress import Progress, silent
@@ -106,7 +106,8 @@ def read(
 ) -> Dataset:
     """Read recordings into one dataset. `specs` fixes preparations by modality; the rest follow from the first window.
 
-    `only` leaves out sensors of other modalities. A damaged recording gives its readable part and a warning.
+    `only` leaves out sensors of other modalities. A damaged recording gives its readable part and a warning; what is
+    labelled as a fault is never learned from.
     Raises RecordingError when nothing is usable.
     """
     recordings = [(part, Recording(place(part.path, base))) for part in parts]
@@ -119,7 +120,8 @@ def read(
     for number, (part, recording) in enumerate(recordings):
         quality = Quality()
         sensors = _sensors(recording, only)
-        for moment in moments(_between(recording, part), tuple(sensors), length_ns, hop_ns):
+        normal = without_faults(_between(recording, part), recording.labels())
+        for moment in moments(normal, tuple(sensors), length_ns, hop_ns):
             _take(moment, len(starts), quality, known, columns, recording.path, sensors)
             starts.append((moment.start_ns, number))
             progress("reading windows", len(starts))

@@ -10,6 +10,7 @@ import csv
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from lineside.windows import Samples
 Row = dict[str, str]
 STILL_HZ = 4  # how often a still picture is shown in its second
 DIGIT_PX = 96
+WELL = frozenset({"normal", "ok", "good"})  # what manifests call a thing without a fault
 ROOM = 12  # level of the noise under a clip of sound: no microphone is digitally silent
 
 
@@ -58,7 +60,7 @@ def fan_vibration(source: Path, options: Options) -> Import:
     def item(row: Row, start_ns: int, rng: np.random.Generator) -> Iterator[Samples]:
         yield Samples("vib0", "series", start_ns, rate_hz, snippets[int(row["idx"])][: int(row["n_samples"])])
 
-    return _seconds(source, rows, {"vib0": "series"}, "label", item)
+    return _seconds(source, rows, {"vib0": "series"}, "label", item, faults={"anomaly"})
 
 
 def milling(source: Path, options: Options) -> Import:
@@ -72,27 +74,29 @@ def milling(source: Path, options: Options) -> Import:
         for view in views:
             yield from _photograph(view, source / row[view], start_ns, rng, sizes, warnings)
 
-    return _seconds(source, rows, dict.fromkeys(views, "camera"), "label", item, warnings=warnings)
+    return _seconds(source, rows, dict.fromkeys(views, "camera"), "label", item, warnings=warnings, faults={"dulled"})
 
 
 def manifest(source: Path, options: Options) -> Import:
     """Any folder whose manifest.csv has the columns file and label: pictures (a second each) or clips of sound."""
-    rows = _some(_chosen(source, _rows(source, "manifest.csv"), options.split), options.limit)
+    listed = _rows(source, "manifest.csv")
+    rows = _some(_chosen(source, listed, options.split), options.limit)
     warnings: list[str] = []
     label = "label_name" if "label_name" in rows[0] else "label"
+    faults = _faults({row[label] for row in listed})
     if Path(rows[0]["file"]).suffix.lower() in PICTURE_FILES:
         sizes: dict[str, tuple[int, int]] = {}
 
         def shown(row: Row, start_ns: int, rng: np.random.Generator) -> Iterator[Samples]:
             yield from _photograph("cam0", source / row["file"], start_ns, rng, sizes, warnings)
 
-        return _seconds(source, rows, {"cam0": "camera"}, label, shown, warnings=warnings)
+        return _seconds(source, rows, {"cam0": "camera"}, label, shown, warnings=warnings, faults=faults)
 
     def heard(row: Row, start_ns: int, rng: np.random.Generator) -> Iterator[Samples]:
         yield from _clip(source / row["file"], start_ns, _seconds_of(row), rng, warnings)
 
     seconds = [_seconds_of(row) for row in rows]
-    return _seconds(source, rows, {"mic0": "microphone"}, label, heard, seconds, warnings)
+    return _seconds(source, rows, {"mic0": "microphone"}, label, heard, seconds, warnings, faults)
 
 
 def skab_pump(source: Path, options: Options) -> Import:
@@ -140,14 +144,15 @@ def _seconds(
     item: Callable[[Row, int, np.random.Generator], Iterator[Samples]],
     seconds: list[int] | None = None,
     warnings: list[str] | None = None,
+    faults: AbstractSet[str] = frozenset(),
 ) -> Import:
-    """Items one after the other, `seconds` each (1 when not given), every one with its label."""
+    """Items one after the other, `seconds` each (1 when not given), every one with its label; `faults` names labels."""
     lengths = seconds or [1] * len(rows)
 
     def stream() -> Iterator[Samples | Label]:
         rng, start_ns = np.random.default_rng(1), EPOCH_NS
         for row, length in zip(rows, lengths, strict=True):
-            yield Label(start_ns, start_ns + length * NS, row[label])
+            yield Label(start_ns, start_ns + length * NS, row[label], fault=row[label] in faults)
             yield from item(row, start_ns, rng)
             start_ns += length * NS
 
@@ -198,7 +203,17 @@ def _runs(stamps: NDArray[np.int64], anomaly: NDArray[Any], name: str) -> Iterat
     """Labels of the runs of anomalous and normal rows of one experiment."""
     edges = [0, *(np.flatnonzero(np.diff(anomaly)) + 1).tolist(), len(anomaly)]
     for first, last in itertools.pairwise(edges):
-        yield Label(int(stamps[first]), int(stamps[last - 1]) + NS, name if anomaly[first] else "normal")
+        start_ns, end_ns, fault = int(stamps[first]), int(stamps[last - 1]) + NS, bool(anomaly[first])
+        yield Label(start_ns, end_ns, name if fault else "normal", fault=fault)
+
+
+def _faults(labels: set[str]) -> set[str]:
+    """Which of a manifest's labels tell of a fault: all but the well ones where there are such, 1 where 0 is the other.
+
+    Classes that are neither (kinds of sound, say) tell of none. -1 is what nobody could decide: no normal running.
+    """
+    well = WELL | {"0"} if labels <= {"-1", "0", "1"} else WELL
+    return labels - well if labels & well else set()
 
 
 def _rows(source: Path, name: str) -> list[Row]:

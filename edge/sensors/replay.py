@@ -18,8 +18,9 @@ class Replay:
     """One sensor of an MCAP recording at the pace of the clock.
 
     Stamps are moved by whole seconds, so that windows cut the signal where they would have cut the original, and the
-    recording's first sample lies in the second from `origin_ns` on: sensors with one origin stay aligned. With
-    `loop`, each pass lasts the recording's whole seconds, and what is beyond them is left out: the joint has no hole.
+    recording's first sample (or the one at `from_s`) lies in the second from `origin_ns` on: sensors with one origin
+    stay aligned. With `loop`, each pass lasts the recording's whole seconds, and what is beyond them is left out: the
+    joint has no hole.
     """
 
     def __init__(self, settings: SensorSettings, clock: Clock, origin_ns: int, base: Path) -> None:
@@ -41,19 +42,25 @@ class Replay:
         first_ns, last_ns = recording.span_ns()
         span_ns = max(1, (last_ns - first_ns) // NS) * NS
         end_ns = first_ns + span_ns if self._settings.loop else last_ns
-        shift_ns = -(-(self._origin_ns - first_ns) // NS) * NS
+        begin_ns = first_ns + round(self._settings.from_s * NS)
+        if begin_ns >= end_ns:
+            reason = (
+                f"{self._path} lasts {(end_ns - first_ns) / NS:g} s, it cannot begin at {self._settings.from_s:g} s"
+            )
+            raise SensorError(self._settings.name, reason, "lower from_s in [[sensors]]")
+        shift_ns = -(-(self._origin_ns - begin_ns) // NS) * NS
         while not self._pace.closed:
             found = False
             for samples in recording.samples(self._recorded):
                 found = True
-                yield from self._paced(samples.between(first_ns, end_ns), shift_ns)
+                yield from self._paced(samples.between(begin_ns, end_ns), shift_ns)
                 if self._pace.closed:
                     return
             if not found:
                 raise self._absent(recording)
             if not self._settings.loop:
                 return
-            shift_ns += span_ns
+            begin_ns, shift_ns = first_ns, shift_ns + span_ns
 
     def _paced(self, samples: Samples, shift_ns: int) -> Iterator[Samples]:
         moved = self._moved(samples, shift_ns)

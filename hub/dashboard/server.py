@@ -12,6 +12,7 @@ from nicegui import ui
 
 from hub.dashboard import api, page
 from hub.line import Hub
+from lineside.errors import LinesideError
 
 LEAVE_S = 2
 
@@ -29,6 +30,7 @@ def build(hub: Hub) -> FastAPI:
 def serve(app: FastAPI, bound: socket.socket, stop: threading.Event, on_ready: Callable[[], None]) -> None:
     """Serve in a thread until `stop` is set; `on_ready` is called once requests are answered.
 
+    Raises LinesideError when the server ends by itself.
     In a thread because uvicorn in the main one would take the signals for itself and end the process with them.
     """
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=LEAVE_S))
@@ -40,5 +42,7 @@ def serve(app: FastAPI, bound: socket.socket, stop: threading.Event, on_ready: C
         on_ready()
     while serving.is_alive() and not stop.wait(0.2):
         pass
+    if not stop.is_set():
+        raise LinesideError("dashboard", "the web server ended by itself", "see the lines above, start the hub again")
     server.should_exit = True
     serving.join()
