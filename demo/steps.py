@@ -15,6 +15,7 @@ from demo.processes import Processes
 from lineside.clock import NS, SystemClock
 from lineside.config import load
 from lineside.errors import LinesideError
+from lineside.fusion import MIN_MOMENTS
 from lineside.operator import Operator, check
 from lineside.plant import PlantConfig
 from lineside.recording import Label, Recording
@@ -27,6 +28,7 @@ FAULTS = (
     ("muted", "sensor", "microphone"),
 )
 NORMAL_S, NEW_S, COMMISSIONING_S, LIVE_S, FIRST_SHARE = 400.0, 150.0, 120.0, 60.0, 0.65
+SHORT_S = 45.0
 
 Part = tuple[Path, float, float]
 MARK = ".made-by-lineside-demo"
@@ -56,7 +58,7 @@ class Loop:
         normal = self._folder / "recordings" / "normal.mcap"
         if self._source is not None:
             read = self.processes.call("edge", "record", "--from", str(self._source), "--out", str(normal))
-            self._line = _line_of(normal)
+            self._line = _line_of(normal, read["seconds"])
             self._labelled = Labelled.of(normal, self._line.hop_s)
             self.measured["import_warnings"] = read["warnings"]
             stages = _parts(normal, read["seconds"])
@@ -275,9 +277,19 @@ def _parts(recording: Path, seconds: float) -> list[Part]:
     return [(recording, 0.0, first), (recording, first, round(seconds, 1))]
 
 
-def _line_of(recording: Path) -> Line:
+def _line_of(recording: Path, seconds: float) -> Line:
+    """The line of a recording; a short one is cut into windows more closely, so that there are enough of them.
+
+    Raises LinesideError when even then they are too few.
+    """
     about = Recording(recording).about
-    return Line("recording", about.sensors, about.length_s, about.hop_s)
+    hop_s = about.hop_s / 2 if about.hop_s < about.length_s and seconds < SHORT_S else about.hop_s
+    least_s = about.length_s + 1.25 * MIN_MOMENTS * hop_s
+    if seconds < least_s:
+        raise LinesideError(
+            recording.name, f"lasts {seconds:.0f} s", f"give at least {least_s:.0f} s of normal running"
+        )
+    return Line("recording", about.sensors, about.length_s, hop_s)
 
 
 def free_port() -> int:

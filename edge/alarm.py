@@ -3,40 +3,84 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
 from edge.config import AlarmSettings, DeviceConfig
+from lineside.clock import NS
 from lineside.messages import Alarm, Score
 from lineside.quality import FLAGS
+from lineside.sequential import shiryaev_roberts
+
+DAY_NS = 86_400 * NS
+BEGUN = 10.0  # what the e-detector reaches by chance every few windows: evidence has not begun to gather
+
+
+@dataclass(frozen=True)
+class Lasting:
+    """Weak evidence gathered over moments that share no sample: `value` is the e-detector of lineside.sequential.
+
+    `share` is each sensor's mean contribution since `onset_ns`, when evidence began to gather.
+    """
+
+    value: float = 0.0
+    heard_ns: int = 0
+    onset_ns: int = 0
+    count: int = 0
+    share: Mapping[str, float] = field(default_factory=dict)
+
+    def hear(self, score: Score, run_length: float) -> Lasting:
+        """Take the next score, unless it overlaps the last one taken."""
+        if score.start_ns < self.heard_ns:
+            return self
+        last = Lasting(self.value, onset_ns=score.start_ns) if self.value <= BEGUN else self
+        share = {
+            n: (last.count * last.share.get(n, 0.0) + c) / (last.count + 1) for n, c in score.contributions.items()
+        }
+        value = shiryaev_roberts(self.value, score.p_value, run_length)
+        return Lasting(value, score.end_ns, last.onset_ns, last.count + 1, share)
 
 
 @dataclass(frozen=True)
 class AnomalyAlarm:
-    """Hysteresis over the p-values of one station's moments."""
+    """Hysteresis over the p-values of one station's moments: strange ones that crowd, or weak evidence that lasts."""
 
     settings: AlarmSettings
     recent: tuple[tuple[int, bool], ...] = ()
+    lasting: Lasting = Lasting()
     calm: int = 0
     active: Alarm | None = None
 
     def hear(self, score: Score) -> tuple[AnomalyAlarm, Alarm | None]:
         """Take the next score; give the new state and the alarm that was raised or cleared by it, if any."""
+        run_length = self.settings.false_alarm_days * DAY_NS / (score.end_ns - score.start_ns)
+        strange = score.p_value <= self.settings.p_limit
+        recent = (*self.recent, (score.start_ns, strange))[-self.settings.of :]
+        now = replace(self, recent=recent, lasting=self.lasting.hear(score, run_length))
+        return now._watching(score, run_length) if self.active is None else now._alarmed(score, run_length)
+
+    def _watching(self, score: Score, run_length: float) -> tuple[AnomalyAlarm, Alarm | None]:
         s = self.settings
-        strange = score.p_value <= s.p_limit
-        recent = (*self.recent, (score.start_ns, strange))[-s.of :]
-        if self.active is None:
-            if sum(was for _, was in recent) < s.raise_count:
-                return replace(self, recent=recent), None
-            onset = next(start for start, was in recent if was)
-            alarm = _anomaly(score, onset, s)
-            return replace(self, recent=recent, calm=0, active=alarm), alarm
-        calm = self.calm + 1 if score.p_value > s.p_clear else 0
-        if calm < s.clear_count:
-            return replace(self, recent=recent, calm=calm), None
+        if sum(was for _, was in self.recent) >= s.raise_count:
+            onset = next(start for start, was in self.recent if was)
+            limits = {"p_limit": s.p_limit, "raise_count": s.raise_count, "of": s.of}
+            alarm = _anomaly(score, onset, score.contributions, limits, "unlike normal")
+        elif self.lasting.value >= run_length:
+            limits, told = {"false_alarm_days": s.false_alarm_days}, "a little unlike normal, and stays so"
+            alarm = _anomaly(score, self.lasting.onset_ns, self.lasting.share, limits, told)
+        else:
+            return self, None
+        return replace(self, calm=0, active=alarm), alarm
+
+    def _alarmed(self, score: Score, run_length: float) -> tuple[AnomalyAlarm, Alarm | None]:
+        assert self.active is not None
+        calm = self.calm + 1 if score.p_value > self.settings.p_clear else 0
+        lasts = "false_alarm_days" in self.active.limits and self.lasting.value > run_length**0.5
+        if calm < self.settings.clear_count or lasts:
+            return replace(self, calm=calm), None
         cleared = _cleared(self.active, score.end_ns, f"{score.station}: normal again")
-        return replace(self, recent=(), calm=0, active=None), cleared
+        return AnomalyAlarm(self.settings), cleared
 
 
 @dataclass(frozen=True)
@@ -96,9 +140,11 @@ def _cleared(alarm: Alarm, time_ns: int, text: str) -> Alarm:
     return msgspec.structs.replace(alarm, state="cleared", time_ns=time_ns, text=text, pictures={})
 
 
-def _anomaly(score: Score, onset_ns: int, settings: AlarmSettings) -> Alarm:
-    top = max(score.contributions, key=lambda name: score.contributions[name])
-    share = score.contributions[top] / score.evidence if score.evidence else 0.0
+def _anomaly(
+    score: Score, onset_ns: int, contributions: Mapping[str, float], limits: dict[str, float], told: str
+) -> Alarm:
+    top, evidence = max(contributions, key=lambda name: contributions[name]), sum(contributions.values())
+    share = contributions[top] / evidence if evidence else 0.0
     modality = score.modalities[top]
     return Alarm(
         device=score.device,
@@ -112,11 +158,11 @@ def _anomaly(score: Score, onset_ns: int, settings: AlarmSettings) -> Alarm:
         onset_ns=onset_ns,
         time_ns=score.end_ns,
         p_value=score.p_value,
-        evidence=score.evidence,
-        contributions=score.contributions,
+        evidence=evidence,
+        contributions=dict(contributions),
         versions=score.versions,
-        limits={"p_limit": settings.p_limit, "raise_count": settings.raise_count, "of": settings.of},
-        text=f"{score.station} is unlike normal: {share:.0%} of the evidence comes from {top} ({modality}); "
+        limits=limits,
+        text=f"{score.station} is {told}: {share:.0%} of the evidence comes from {top} ({modality}); "
         f"look at the picture and listen, then tell real or not real",
     )
 

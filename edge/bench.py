@@ -40,7 +40,7 @@ def measure(config: DeviceConfig, base: Path, seconds: float) -> dict[str, float
             spent = 0
             for sensor in config.sensors:
                 encoder = encoders[sensor.modality]
-                bare.append(_timed(lambda e=encoder, s=sensor: e.embed(inputs[s.modality]))[0])  # type: ignore[misc]
+                bare.append(_timed(lambda e=encoder, s=sensor: e.encode(inputs[s.modality]))[0])  # type: ignore[misc]
     per_moment = np.array(bare).reshape(-1, len(config.sensors)).sum(axis=1)
     full_ms, bare_ms = (float(np.quantile(v, 0.1)) / 1e6 for v in (np.array(whole), per_moment))
     return {"moments": len(whole), "whole_ms": full_ms, "bare_ms": bare_ms, "ratio": full_ms / bare_ms}

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edge.encoder import Encoder
 from lineside.errors import LinesideError, RecordingError
 from lineside.files import write_atomic
-from lineside.fusion import MIN_MOMENTS, Normal
+from lineside.fusion import MIN_MOMENTS, Encoded, Normal
 
 BATCH = 64
 
@@ -50,26 +50,33 @@ class Commissioning:
 
         Raises LinesideError when they cannot see it, or it is too short.
         """
-        embeddings = {}
+        encoded = {}
         for sensor, modality in self.modalities.items():
             if (encoder := encoders.get(modality)) is None:
                 continue
             if encoder.card.prepare_sha256 != self.fingerprints[sensor]:
                 reason = f"{encoder.card.name} prepares windows otherwise than at commissioning"
                 raise LinesideError(sensor, reason, "commission again: `lineside edge commission`")
-            embeddings[sensor] = self._embed(sensor, encoder)
+            encoded[sensor] = self._encode(sensor, encoder)
         try:
-            return Normal.fit(embeddings, coreset)
+            return Normal.fit(encoded, coreset)
         except ValueError as error:
             mend = f"commission on more than {MIN_MOMENTS} moments of normal running"
             raise LinesideError("commissioning", str(error), mend) from error
 
-    def _embed(self, sensor: str, encoder: Encoder) -> NDArray[np.float32]:
-        rows = np.full((len(self.moments), encoder.card.dim), np.nan, np.float32)
+    def _encode(self, sensor: str, encoder: Encoder) -> Encoded:
+        """One row a moment, NaN where the sensor is missing."""
         have = [i for i, moment in enumerate(self.moments) if sensor in moment]
-        for start in range(0, len(have), BATCH):
-            part = have[start : start + BATCH]
-            rows[part] = encoder.embed(np.stack([self.moments[i][sensor] for i in part]))
+        batches = [have[start : start + BATCH] for start in range(0, len(have), BATCH)]
+        done = [encoder.encode(np.stack([self.moments[i][sensor] for i in batch])) for batch in batches]
+        return Encoded(
+            self._rows(have, [one.embedding for one in done]), self._rows(have, [one.features for one in done])
+        )
+
+    def _rows(self, have: list[int], parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+        found = np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
+        rows = np.full((len(self.moments), found.shape[1]), np.nan, np.float32)
+        rows[have] = found
         return rows
 
     def save(self, path: Path) -> None:

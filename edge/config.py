@@ -86,8 +86,9 @@ class CommissioningSettings(Config, frozen=True):
 class AlarmSettings(Config, frozen=True):
     """An anomaly alarm is raised when `raise_count` of the last `of` moments have p <= `p_limit`.
 
-    It is cleared after `clear_count` moments in a row above `p_clear`. A sensor alarm is raised after
-    `sensor_count` flagged or missing windows in a row and cleared after as many good ones.
+    It is cleared after `clear_count` moments in a row above `p_clear`. One is also raised by weaker evidence that
+    lasts: on a line without rhythm, falsely at most once in `false_alarm_days` (lineside.sequential). A sensor alarm is
+    raised after `sensor_count` flagged or missing windows in a row and cleared after as many good ones.
     """
 
     p_limit: float = 0.01
@@ -95,6 +96,7 @@ class AlarmSettings(Config, frozen=True):
     of: int = 6
     p_clear: float = 0.05
     clear_count: int = 6
+    false_alarm_days: float = 30.0
     sensor_count: int = 3
 
     def __post_init__(self) -> None:
@@ -102,6 +104,8 @@ class AlarmSettings(Config, frozen=True):
             raise ValueError("p_limit must be above 0 and at most p_clear, p_clear below 1")
         if not 1 <= self.raise_count <= self.of:
             raise ValueError("raise_count must be at least 1 and at most `of`")
+        if not 0 < self.false_alarm_days < 10_000:
+            raise ValueError("false_alarm_days must be above 0 and below 10000")
 
 
 class RepositorySettings(Config, frozen=True):

@@ -1,4 +1,4 @@
-"""An encoder file behind one method: prepared windows in, unit-norm embeddings out, through ONNX Runtime."""
+"""An encoder file behind one method: prepared windows in, embeddings and features out, through ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from lineside import features, release
 from lineside.errors import ReleaseError
+from lineside.fusion import Encoded
 from lineside.windows import Window
 
 PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
@@ -45,17 +46,21 @@ class Encoder:
         spec = features.from_json(card.prepare)
         return cls(card, spec, session.get_providers()[0], session)
 
-    def embed(self, batch: NDArray[np.generic]) -> NDArray[np.float32]:
-        """Prepared windows (n, *features.shape(spec)) to unit-norm embeddings (n, dim).
+    def encode(self, batch: NDArray[np.generic]) -> Encoded:
+        """Prepared windows (n, *features.shape(spec)) to embeddings (n, dim) and features (n, f).
 
-        Raises ReleaseError (check `runtime`) when the graph does not take them.
+        Raises ReleaseError (check `runtime`) when the graph does not take them or lacks an output.
         """
         try:
-            (got,) = self._session.run(["embedding"], {"window": batch})
+            embedding, found = self._session.run(["embedding", "features"], {"window": batch})
         except Exception as error:  # as above
             mend = "its graph and its card differ; export it again"
             raise ReleaseError("runtime", self.card.name, f"cannot run ({error})", mend) from error
-        return np.asarray(got, np.float32)
+        return Encoded(np.asarray(embedding, np.float32), np.asarray(found, np.float32))
+
+    def embed(self, batch: NDArray[np.generic]) -> NDArray[np.float32]:
+        """The embeddings of `encode` alone."""
+        return self.encode(batch).embedding
 
     def prepare(self, window: Window) -> NDArray[np.generic]:
         """One raw window to one input of this encoder. Raises ValueError when it does not fit."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.encoder import Encoder
-from lineside.fusion import Judgement, Normal
+from lineside.fusion import Encoded, Judgement, Normal
 from lineside.release import accept, self_test
 from lineside.windows import Window
 
@@ -33,25 +33,26 @@ class Ensemble:
         except ValueError:
             return None
 
-    def embed(self, prepared: Mapping[str, tuple[str, NDArray[np.generic]]]) -> dict[str, NDArray[np.float32]]:
-        """Unit-norm embeddings (dim,) of one moment by sensor, from (modality, encoder input) by sensor.
+    def encode(self, prepared: Mapping[str, tuple[str, NDArray[np.generic]]]) -> dict[str, Encoded]:
+        """Embeddings (dim,) and features (f,) of one moment by sensor, from (modality, encoder input) by sensor.
 
-        Each is rounded to float16, as it travels: what is judged is what is sent, so that an alarm can be replayed
-        from what the hub keeps.
+        Embeddings are rounded to float16, as they travel: the agreement that is judged can be had again from what
+        the hub keeps. Features do not travel.
         """
+        found = {name: self.encoders[modality].encode(window[None]) for name, (modality, window) in prepared.items()}
         return {
-            name: self.encoders[modality].embed(window[None])[0].astype("<f2").astype(np.float32)
-            for name, (modality, window) in prepared.items()
+            name: Encoded(one.embedding[0].astype("<f2").astype(np.float32), one.features[0])
+            for name, one in found.items()
         }
 
-    def judge(self, embeddings: Mapping[str, NDArray[np.float32]]) -> Judgement | None:
+    def judge(self, encoded: Mapping[str, Encoded]) -> Judgement | None:
         """What the moment means; None before commissioning, or for sensors never seen together.
 
         A sensor that came after commissioning stays out until the device is commissioned again.
         """
         if self.normal is None:
             return None
-        return self.normal.judge({name: vector for name, vector in embeddings.items() if name in self.normal.banks})
+        return self.normal.judge({name: one for name, one in encoded.items() if name in self.normal.coresets})
 
 
 def admit(candidate: Encoder, running: Mapping[str, Encoder]) -> dict[str, Encoder]:

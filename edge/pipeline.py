@@ -19,7 +19,7 @@ from edge.config import DeviceConfig
 from edge.ensemble import Ensemble
 from lineside import wire
 from lineside.clock import NS
-from lineside.fusion import Judgement
+from lineside.fusion import Encoded, Judgement
 from lineside.messages import Alarm, Embedding, Embeddings, Message, Score
 from lineside.quality import Quality
 from lineside.windows import Cutter, Moment, Moments, Samples, Window
@@ -100,10 +100,10 @@ class Pipeline:
         if ensemble is not None and good:
             if (commissioning := self.commissioning) is not None:
                 commissioning.add(good)
-            vectors = ensemble.embed({name: (self.modalities[name], window) for name, window in good.items()})
-            self.counters.embedded += len(vectors)
-            out.append(self._embeddings(moment, vectors, ensemble))
-            if (judgement := ensemble.judge(vectors)) is not None:
+            encoded = ensemble.encode({name: (self.modalities[name], window) for name, window in good.items()})
+            self.counters.embedded += len(encoded)
+            out.append(self._embeddings(moment, encoded, ensemble))
+            if (judgement := ensemble.judge(encoded)) is not None:
                 absent = {
                     n: ", ".join(p) or "not commissioned" for n, p in bad.items() if n not in judgement.contributions
                 }
@@ -113,12 +113,12 @@ class Pipeline:
                 alarms += self._alarms.hear_score(score)
         return out + [self._with_evidence(alarm, moment) for alarm in alarms]
 
-    def _embeddings(self, moment: Moment, vectors: Mapping[str, NDArray[np.float32]], ensemble: Ensemble) -> Embeddings:
+    def _embeddings(self, moment: Moment, encoded: Mapping[str, Encoded], ensemble: Ensemble) -> Embeddings:
         made = []
-        for name, vector in vectors.items():
+        for name, one in encoded.items():
             modality = self.modalities[name]
             card = ensemble.encoders[modality].card
-            made.append(Embedding(name, modality, str(card.version), card.space, wire.pack(vector)))
+            made.append(Embedding(name, modality, str(card.version), card.space, wire.pack(one.embedding)))
         return Embeddings(
             device=self._config.device.id,
             station=self._config.device.station,

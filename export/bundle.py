@@ -151,7 +151,7 @@ def _measured(card: release.Card, path: Path, device: DeviceEncoder, golden: NDA
 
     How far honest runtimes may differ is measured between integer kernels and the same graph run node by node.
     """
-    own, other = parity.in_batches(device, golden), parity.unoptimised(path, golden)
+    own, other = device.embed(golden), parity.unoptimised(path, golden)
     cosines = (own * other).sum(axis=1) / np.linalg.norm(own, axis=1) / np.linalg.norm(other, axis=1)
     tolerance = max(card.tolerance, INT8_MARGIN * float(1 - cosines.min()))
     _, expected = release.pack_golden(features.golden_windows(device.spec), own)

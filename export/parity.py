@@ -23,7 +23,7 @@ BATCH = 16
 
 
 class Parity(msgspec.Struct, frozen=True):
-    """The device's embeddings beside the trainer's, over `windows` real windows and the golden ones.
+    """The device's embeddings and features beside the trainer's, over `windows` real windows and the golden ones.
 
     INT8 is calibrated for real windows, so `mean_cosine` is of these; `max_difference` is of all.
     """
@@ -37,8 +37,8 @@ class Parity(msgspec.Struct, frozen=True):
 def compare(encoder: Encoder, device: DeviceEncoder, windows: NDArray[np.generic]) -> Parity:
     """Run trainer and device over real prepared windows (n, *shape) and the golden ones."""
     golden = golden_inputs(device.spec)
-    want, got = embed(encoder, windows), in_batches(device, windows)
-    golden_difference = np.abs(embed(encoder, golden) - in_batches(device, golden)).max()
+    want, got = _learned(encoder, windows), _run(device, windows)
+    golden_difference = np.abs(_learned(encoder, golden) - _run(device, golden)).max()
     cosines = (want * got).sum(axis=1) / np.linalg.norm(want, axis=1) / np.linalg.norm(got, axis=1)
     difference = max(float(np.abs(want - got).max()), float(golden_difference))
     return Parity(len(windows), difference, float(cosines.mean()), float(cosines.min()))
@@ -49,9 +49,17 @@ def golden_inputs(spec: features.Prepare) -> NDArray[np.generic]:
     return np.stack([features.prepare(spec, window) for window in features.golden_windows(spec)])
 
 
-def in_batches(device: DeviceEncoder, windows: NDArray[np.generic]) -> NDArray[np.float32]:
-    """Embeddings (n, dim) in batches that do not divide n, as a device may see them."""
-    return np.concatenate([device.embed(windows[i : i + BATCH]) for i in range(0, len(windows), BATCH)])
+def _learned(encoder: Encoder, windows: NDArray[np.generic]) -> NDArray[np.float32]:
+    """What the trainer's encoder gives: embeddings and features side by side, (n, dim + f)."""
+    features_ = embed(encoder, windows, with_head=False)
+    length = np.linalg.norm(features_, axis=1, keepdims=True)
+    return np.concatenate([embed(encoder, windows), features_ / np.maximum(length, 1e-12)], axis=1)
+
+
+def _run(device: DeviceEncoder, windows: NDArray[np.generic]) -> NDArray[np.float32]:
+    """What the device's gives, in batches that do not divide n, as a device may see them."""
+    batches = [windows[i : i + BATCH] for i in range(0, len(windows), BATCH)]
+    return np.concatenate([np.concatenate(device.encode(batch), axis=1) for batch in batches])
 
 
 def gate(precision: str, parity: Parity) -> Gate:

@@ -54,7 +54,7 @@ def layers(model: onnx.ModelProto) -> list[str]:
 
 
 def sensitivity(fp32: Path, names: list[str], windows: NDArray[np.generic]) -> dict[str, float]:
-    """What quantising each layer alone costs: mean 1 - cosine to the fp32 embeddings over a few windows."""
+    """What quantising each layer alone costs: mean 1 - cosine to the fp32 outputs over a few windows."""
     probes = windows[np.linspace(0, len(windows) - 1, min(PROBES, len(windows))).round().astype(int)]
     want = _run(fp32, probes)
     return {
@@ -97,4 +97,5 @@ def _quantised(fp32: Path, names: Collection[str], windows: NDArray[np.generic])
 
 def _run(path: Path, windows: NDArray[np.generic]) -> NDArray[np.float32]:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(["embedding"], {"window": windows})[0], np.float32)
+    both = np.concatenate(session.run(["embedding", "features"], {"window": windows}), axis=1)
+    return np.asarray(both / np.sqrt(2), np.float32)  # two unit vectors side by side

@@ -1,4 +1,4 @@
-"""A trained encoder to an ONNX graph: input `window`, output `embedding`, any batch."""
+"""A trained encoder to an ONNX graph: input `window`, outputs `embedding` and `features`, any batch."""
 
 from __future__ import annotations
 
@@ -14,15 +14,27 @@ import numpy as np
 import onnx
 import torch
 from onnx import checker
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lineside import features
 from lineside.features import Prepare
-from trainer.encoders import Encoder, Head
+from trainer.encoders import Encoder, Head, unit
 
 OPSET = 20  # the newest that ONNX Runtime 1.18 (JetPack 6) and 1.23 (Python 3.10) both run
 MOST_WINDOWS = 1024
+
+
+class Outputs(nn.Module):
+    """An encoder as a device wants it: embedding and features, both of unit norm (lineside.fusion.Encoded)."""
+
+    def __init__(self, trunk: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.trunk, self.head = trunk, head
+
+    def forward(self, window: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.trunk(window)
+        return unit(self.head(x)), unit(x)
 
 
 def to_onnx(encoder: Encoder, spec: Prepare) -> onnx.ModelProto:
@@ -30,8 +42,7 @@ def to_onnx(encoder: Encoder, spec: Prepare) -> onnx.ModelProto:
 
     Raises onnx.checker.ValidationError when the exporter made something that is not ONNX.
     """
-    folded = fold(copy.deepcopy(encoder).cpu().eval())
-    folded.head = plain(encoder.head)
+    folded = Outputs(fold(copy.deepcopy(encoder.trunk).cpu()), plain(encoder.head)).eval()
     example = torch.from_numpy(np.zeros((2, *features.shape(spec)), features.dtype(spec)))
     batch = torch.export.Dim("batch", min=1, max=MOST_WINDOWS)
     with quiet():
@@ -41,7 +52,7 @@ def to_onnx(encoder: Encoder, spec: Prepare) -> onnx.ModelProto:
             dynamo=True,
             opset_version=OPSET,
             input_names=["window"],
-            output_names=["embedding"],
+            output_names=["embedding", "features"],
             dynamic_shapes={"window": {0: batch}},
             verbose=False,
         )

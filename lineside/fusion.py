@@ -1,9 +1,9 @@
 """Normal running of a station, and how far a moment is from it: fused evidence with a p-value.
 
-Per sensor: distance of the embedding to a coreset of normal ones. Per pair of sensors: cosine, where low is
-strange. Each becomes evidence e = -ln p; the evidence of a set of sensors is the sum over its members and pairs, and
-that sum is calibrated itself, for every subset of sensors, so that its p-value holds whatever the dependence
-between sensors and whichever of them are present.
+Per sensor: distance of its features to a coreset of normal ones. Per pair of sensors: cosine of their embeddings,
+where low is strange. Each becomes evidence e = -ln p; the evidence of a set of sensors is the sum over its members
+and pairs, and that sum is calibrated itself, for every subset of sensors, so that its p-value holds whatever the
+dependence between sensors and whichever of them are present.
 """
 
 from __future__ import annotations
@@ -11,16 +11,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lineside import shapley
 from lineside.conformal import Calibration
-from lineside.coreset import distances, k_center
+from lineside.coreset import Coreset
 
 MIN_MOMENTS = 40
 FOLDS, BLOCK = 4, 10
+
+
+class Encoded(NamedTuple):
+    """What an encoder makes of windows: unit-norm `embedding` (n, dim) and unit-norm `features` (n, f).
+
+    Embeddings of all modalities share one space, for which they give up what the sensors do not have in common;
+    features keep it, and say something within their own modality alone. One window has no axis n.
+    """
+
+    embedding: NDArray[np.float32]
+    features: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -38,56 +50,60 @@ class Judgement:
 class Normal:
     """Normal running of one station, for one set of encoders.
 
-    `banks` maps each sensor to its coreset (m, dim); the calibrations are of distances per sensor, of negative
-    cosines per pair, and of evidence per subset of sensors.
+    `coresets` are of features by sensor; the calibrations are of distances per sensor, of negative cosines per pair,
+    and of evidence per subset of sensors.
     """
 
-    banks: dict[str, NDArray[np.float32]]
+    coresets: dict[str, Coreset]
     singles: dict[str, Calibration]
     pairs: dict[tuple[str, str], Calibration]
     fused: dict[frozenset[str], Calibration]
 
     @classmethod
-    def fit(cls, embeddings: Mapping[str, NDArray[np.float32]], coreset_size: int) -> Normal:
-        """Learn normal from aligned embeddings: sensor -> (n, dim), row i of all sensors being the same moment.
+    def fit(cls, encoded: Mapping[str, Encoded], coreset_size: int) -> Normal:
+        """Learn normal from aligned moments: row i of all sensors is the same moment.
 
-        A sensor that is absent from a moment has a row of NaN there. Calibration scores are cross-conformal: the
+        A sensor that is absent from a moment has rows of NaN there. Calibration scores are cross-conformal: the
         moments are dealt out to FOLDS folds in blocks of time, and each fold is scored against banks and
         calibrations made of the others, so that no window is judged by itself or (but at the borders of blocks) by
         one that overlaps it.
+
         Raises ValueError when a sensor is present in fewer than MIN_MOMENTS moments.
         """
-        for sensor, rows in embeddings.items():
+        features = {sensor: both.features for sensor, both in encoded.items()}
+        for sensor, rows in features.items():
             if (count := int(_present(rows).sum())) < MIN_MOMENTS:
                 raise ValueError(f"{sensor}: {count} normal windows, at least {MIN_MOMENTS} are needed")
-        banks = {sensor: _bank(rows, coreset_size) for sensor, rows in embeddings.items()}
-        far = {sensor: _out_of_fold(rows, coreset_size) for sensor, rows in embeddings.items()}
+        coresets = {sensor: Coreset.fit(rows[_present(rows)], coreset_size) for sensor, rows in features.items()}
+        far = {sensor: _out_of_fold(rows, coreset_size) for sensor, rows in features.items()}
         apart = {
-            (a, b): -np.sum(embeddings[a] * embeddings[b], axis=1).astype(np.float64)
-            for a, b in combinations(sorted(embeddings), 2)
+            (a, b): -np.sum(encoded[a].embedding * encoded[b].embedding, axis=1).astype(np.float64)
+            for a, b in combinations(sorted(encoded), 2)
         }
         singles = {sensor: Calibration.fit(_finite(scores)) for sensor, scores in far.items()}
         pairs = {pair: Calibration.fit(_finite(s)) for pair, s in apart.items() if np.isfinite(s).any()}
         fused = {}
-        for size in range(1, len(embeddings) + 1):
-            for members in combinations(sorted(embeddings), size):
+        for size in range(1, len(encoded) + 1):
+            for members in combinations(sorted(encoded), size):
                 both = {pair: apart[pair] for pair in pairs if set(pair) <= set(members)}
                 scores = _fused_scores({m: far[m] for m in members}, both)
                 if len(scores) >= MIN_MOMENTS:
                     fused[frozenset(members)] = Calibration.fit(scores)
-        return cls(banks, singles, pairs, fused)
+        return cls(coresets, singles, pairs, fused)
 
-    def judge(self, embeddings: Mapping[str, NDArray[np.float32]]) -> Judgement | None:
-        """Judge one moment from the unit-norm embeddings (dim,) of the sensors present.
+    def judge(self, encoded: Mapping[str, Encoded]) -> Judgement | None:
+        """Judge one moment from what the sensors present gave, one window each.
 
         None when this set of sensors was never seen together in normal running.
         """
-        members = frozenset(embeddings)
+        members = frozenset(encoded)
         if members not in self.fused:
             return None
-        far = {m: float(distances(embeddings[m][None], self.banks[m])[0]) for m in members}
+        far = {m: float(self.coresets[m].distances(encoded[m].features[None])[0]) for m in members}
         cosines = {
-            pair: float(embeddings[pair[0]] @ embeddings[pair[1]]) for pair in self.pairs if members.issuperset(pair)
+            (a, b): float(encoded[a].embedding @ encoded[b].embedding)
+            for a, b in self.pairs
+            if members.issuperset((a, b))
         }
         single = {m: self.singles[m].evidence(far[m]) for m in sorted(members)}
         pair = {p: self.pairs[p].evidence(-cosine) for p, cosine in cosines.items()}
@@ -113,11 +129,6 @@ def _finite(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return scores[np.isfinite(scores)]
 
 
-def _bank(rows: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-    points = rows[_present(rows)]
-    return points[k_center(points, size)]
-
-
 def _folds(n: int) -> list[NDArray[np.intp]]:
     """Moments 0..n-1 dealt out in blocks of BLOCK, so that every fold sees every part of the commissioning."""
     fold = np.arange(n) // BLOCK % FOLDS
@@ -125,15 +136,15 @@ def _folds(n: int) -> list[NDArray[np.intp]]:
 
 
 def _out_of_fold(rows: NDArray[np.float32], size: int) -> NDArray[np.float64]:
-    """Distance of each row to a bank made of the other folds; NaN where the sensor is absent."""
+    """Distance of each row to a coreset of the other folds; NaN where the sensor is absent."""
     scores = np.full(len(rows), np.nan)
     present = _present(rows)
     for fold in _folds(len(rows)):
         others = present.copy()
         others[fold] = False
         mine = fold[present[fold]]
-        if len(mine) and others.any():
-            scores[mine] = distances(rows[mine], _bank(rows[others], size))
+        if len(mine) and others.sum() > 1:
+            scores[mine] = Coreset.fit(rows[others], size).distances(rows[mine])
     return scores
 
 

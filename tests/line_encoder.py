@@ -65,13 +65,14 @@ def _graph(modality: str, version: int) -> onnx.GraphProto:
         helper.make_node("Flatten", ["pooled"], ["flat"]),
         helper.make_node("MatMul", ["flat", "projection"], ["projected"]),
         helper.make_node("LpNormalization", ["projected"], ["embedding"], axis=-1, p=2),
+        helper.make_node("Identity", ["embedding"], ["features"]),
     ]
     kind = TensorProto.UINT8 if features.dtype(spec) == np.uint8 else TensorProto.FLOAT
     return helper.make_graph(
         nodes,
         "line",
         [helper.make_tensor_value_info("window", kind, ["n", *shape])],
-        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", DIM])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", DIM]) for name in ("embedding", "features")],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
 

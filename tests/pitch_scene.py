@@ -11,7 +11,7 @@ from lineside import config
 from lineside.clock import NS, SystemClock
 from lineside.recording import About, Label, Recorder
 from lineside.windows import Samples
-from trainer.plan import Plan
+from trainer.plan import DefectSettings, Plan
 from trainer.stage import run_stage
 
 START_NS = 1_700_000_000 * NS
@@ -63,7 +63,9 @@ def tone(state: float, rng: np.random.Generator) -> np.ndarray:
 def plan(out: str, recording: str, **changes) -> Plan:
     """A plan that trains in a few seconds."""
     small = config.loads(f'out = "{out}"\n[[recordings]]\npath = "{recording}"\n{SMALL}', Plan)
-    return msgspec.structs.replace(small, **{"epochs": 8, "dim": 32, "learning_rate": 4e-3, **changes})
+    return msgspec.structs.replace(
+        small, **{"epochs": 8, "dim": 32, "learning_rate": 4e-3, "defects": DefectSettings(1.0, 0.6), **changes}
+    )
 
 
 def train_two(folder: Path) -> None:

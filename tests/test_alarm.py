@@ -1,8 +1,14 @@
 """From rows of scores and flags to alarms: edge.alarm."""
 
+import msgspec
+import numpy as np
+import pytest
+
 from edge.alarm import AnomalyAlarm, SensorAlarm
 from edge.config import AlarmSettings
+from lineside.clock import NS
 from lineside.messages import Score
+from lineside.sequential import e_value, shiryaev_roberts
 
 SETTINGS = AlarmSettings(p_limit=0.01, raise_count=3, of=4, p_clear=0.05, clear_count=2, sensor_count=2)
 
@@ -57,6 +63,46 @@ def test_a_new_event_has_a_new_key():
     changes = run([0.001] * 4 + [0.5] * 4 + [0.001] * 4)
     assert [c.state for _, c in changes] == ["raised", "cleared", "raised"]
     assert changes[0][1].key != changes[2][1].key
+
+
+WEAK = AlarmSettings(p_limit=0.01, clear_count=2, false_alarm_days=1e-3)  # 86.4 s: a run length of 86.4 windows
+
+
+def weak_run(ps, hop_ns=NS):
+    state, changes = AnomalyAlarm(WEAK), []
+    for i, p in enumerate(ps):
+        heard = msgspec.structs.replace(score(i, p), start_ns=i * hop_ns, end_ns=i * hop_ns + NS)
+        state, change = state.hear(heard)
+        if change:
+            changes.append((i, change))
+    return changes
+
+
+def test_weak_evidence_that_lasts_is_an_alarm_too_and_ends():
+    (at, raised), (back, cleared) = weak_run([0.5, 0.9] * 10 + [0.1] * 15 + [0.6] * 20)
+    assert 20 < at < 35 < back
+    assert (raised.state, raised.top_sensor, raised.limits) == ("raised", "mic0", {"false_alarm_days": 1e-3})
+    assert 18 * NS <= raised.onset_ns <= 21 * NS
+    assert (cleared.state, cleared.key) == ("cleared", raised.key)
+    assert weak_run([0.2, 0.8] * 40) == []
+
+
+def test_windows_that_overlap_count_once():
+    [(whole, _)] = weak_run([0.1] * 20)
+    [(halved, _)] = weak_run([0.1] * 40, hop_ns=NS // 2)
+    assert halved == 2 * whole
+
+
+def test_false_alarms_of_weak_evidence_are_as_far_apart_as_asked():
+    """The run length of the e-detector on uniform p-values, from 300 runs: on average at least the bound."""
+    rng, lengths = np.random.default_rng(1), []
+    for _ in range(300):
+        value, count = 0.0, 0
+        while value < 200:
+            value, count = shiryaev_roberts(value, rng.uniform(), 200), count + 1
+        lengths.append(count)
+    assert np.mean(lengths) >= 200
+    assert np.mean([e_value(p) for p in np.linspace(0.0005, 0.9995, 1000)]) == pytest.approx(1, abs=0.01)
 
 
 def sensor_run(rows):

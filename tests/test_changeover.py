@@ -104,8 +104,8 @@ def test_first_encoders_come_from_the_repository_and_an_update_learns_normal_ane
     assert after.encoders["microphone"] is before.encoders["microphone"]
     assert before.normal is not None
     assert after.normal is not None
-    assert not (after.normal.banks["cam0"] == before.normal.banks["cam0"]).all()
-    assert (after.normal.banks["mic0"] == before.normal.banks["mic0"]).all()
+    assert not (after.normal.coresets["cam0"].bank == before.normal.coresets["cam0"].bank).all()
+    assert (after.normal.coresets["mic0"].bank == before.normal.coresets["mic0"].bank).all()
     health = bench.changeover.health()["camera"]
     assert (health.version, health.previous) == ("2", "1")
 
@@ -165,7 +165,7 @@ def test_a_sensor_that_was_taken_away_does_not_stop_the_others(bench: Bench) -> 
     again.begin()
     assert again.pipeline.ensemble is not None
     assert again.pipeline.ensemble.normal is not None
-    assert set(again.pipeline.ensemble.normal.banks) == {"mic0"}
+    assert set(again.pipeline.ensemble.normal.coresets) == {"mic0"}
 
 
 def test_a_sensor_that_was_added_stays_out_of_the_scores_until_it_is_commissioned(bench: Bench) -> None:

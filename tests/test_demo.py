@@ -51,7 +51,7 @@ def test_the_loop_holds_on_the_simulated_line(tmp_path):
 
 @pytest.mark.slow
 def test_the_loop_holds_on_a_video_with_sound(tmp_path):
-    video = line_video.write(tmp_path / "phone.mp4", 540)
+    video = line_video.write(tmp_path / "phone.mp4", 120)
     holds(*demo(tmp_path, "--recording", str(video)), ["bearing_noise", "dirty_lens", "muted"])
 
 

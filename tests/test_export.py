@@ -82,7 +82,7 @@ def test_metadata_tells_what_a_stranger_needs_and_nothing_of_this_machine(folder
     assert props["Image.BitmapPixelFormat"] == "Rgb8"
     assert model.graph.input[0].type.denotation == "IMAGE"
     assert [(i.name, i.type.tensor_type.shape.dim[0].dim_param) for i in model.graph.input] == [("window", "batch")]
-    assert [o.name for o in model.graph.output] == ["embedding"]
+    assert [o.name for o in model.graph.output] == ["embedding", "features"]
     data = (folder / "out" / "camera-7.onnx").read_bytes()
     assert b".py" not in data
     assert str(folder).encode() not in data

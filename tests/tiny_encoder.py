@@ -54,12 +54,13 @@ def model(of: release.Card) -> bytes:
     nodes = [
         helper.make_node("Cast", ["window"], ["real"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["real", "axes"], ["embedding"], keepdims=0),
+        helper.make_node("Identity", ["embedding"], ["features"]),
     ]
     graph = helper.make_graph(
         nodes,
         "tiny",
         [helper.make_tensor_value_info("window", kind, shape)],
-        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", of.dim])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", of.dim]) for name in ("embedding", "features")],
         [axes],
     )
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)

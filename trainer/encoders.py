@@ -1,4 +1,4 @@
-"""One compact encoder per modality: prepared window in, unit-norm embedding out.
+"""One compact encoder per modality: prepared window in, unit-norm embedding out (and, on a device, unit-norm features).
 
 An encoder is a trunk (convolutions, learned in the stage that brings the modality, then frozen) and a linear head
 (which later stages move). Normalisation stands in the graph. Only convolution, batch norm, ReLU, pooling, matrix
@@ -33,6 +33,11 @@ class Head(nn.Module):
         return functional.linear(x, self.weight[:, :-1], self.weight[:, -1])  # (batch, dim)
 
 
+def unit(x: Tensor) -> Tensor:
+    """Rows of length 1."""
+    return x / torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1e-12)
+
+
 class Encoder(nn.Module):
     """Trunk and head; `features` are the head's inputs, whose second moments protect what was learned."""
 
@@ -51,8 +56,7 @@ class Encoder(nn.Module):
         return self.trunk(window)  # (batch, features)
 
     def forward(self, window: Tensor) -> Tensor:
-        z = self.head(self.trunk(window))  # (batch, dim)
-        return z / torch.linalg.vector_norm(z, dim=1, keepdim=True).clamp_min(1e-12)
+        return unit(self.head(self.trunk(window)))  # (batch, dim)
 
     def fit(self, windows: Tensor) -> None:
         """Set the normalisation inside the graph from the first windows (n, *shape) of this modality."""

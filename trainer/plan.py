@@ -59,13 +59,14 @@ class GateSettings(Config, frozen=True):
 class DefectSettings(Config, frozen=True):
     """How strongly synthetic defects teach (trainer.losses.defect_loss); both 0: none are made.
 
-    `own` holds a window to itself against defects; `together` draws all normal windows together against them: more
-    of it suits a line of few states, less a line of many. A batch in which no two sensors meet is held to itself
-    alone (trainer.losses.alone_loss), whatever the two are.
+    `own` holds a window to itself against defects; `together` draws all normal windows together against them. The
+    default suits a line that goes through few states again and again; one where no window is like another (separate
+    events) wants `own = 1.0` and `together = 0.6`, or its embeddings are drawn to one point. A batch in which no two
+    sensors meet is held to itself alone (trainer.losses.alone_loss), whatever the two are.
     """
 
-    own: float = 1.0
-    together: float = 0.6
+    own: float = 0.0
+    together: float = 1.0
 
     def __post_init__(self) -> None:
         if self.own < 0 or self.together < 0:

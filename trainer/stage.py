@@ -266,4 +266,4 @@ def _enough(plan: Plan, dataset: Dataset, learn: NDArray[np.int64]) -> None:
             raise RecordingError(plan.recordings[0].path, told, "record longer")
     if not plan.defects.wanted and not trained_pairs(dataset, learn):
         told = "has no two sensors with common moments, and the plan learns without defects"
-        raise RecordingError(plan.recordings[0].path, told, "set [defects] own = 1.0 or record a second sensor")
+        raise RecordingError(plan.recordings[0].path, told, "set [defects] together = 1.0 or record a second sensor")

@@ -1,0 +1,1 @@
+"""Measurements behind the decisions; each prints a table and needs nothing but the repository (and ../shared)."""

@@ -1,0 +1,139 @@
+"""Where is a fault far from normal: among the embeddings, or among the encoder's features?
+
+`python -m bench.anomaly_space` trains on 60 s of the simulated line (and, where ../shared is, on the training split of
+fan_vibration, judged on its validation split) with three seeds, and prints the AUROC of the distance to a coreset of
+the training windows: of embeddings, of features, and of whitened features (lineside.coreset.Coreset).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.config import DeviceConfig, DeviceSettings, SensorSettings
+from edge.faults import FAULTS, Injector
+from edge.importers import import_recording
+from edge.replay import simulated
+from lineside.clock import NS, SystemClock
+from lineside.coreset import Coreset, distances, k_center
+from lineside.recording import About, Recorder, Recording
+from trainer import checkpoint, evaluate
+from trainer.data import Dataset, read
+from trainer.encoders import Encoder
+from trainer.plan import Plan, RecordingPart
+from trainer.stage import run_stage
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "dev" / "fan_vibration"
+SENSORS = {"cam0": "camera", "mic0": "microphone"}
+LINE_FAULTS = ("dirty_lens", "misaligned_part", "bearing_noise")
+SEEDS, KEPT, LINE_S, STEPS = (1, 2, 3), 128, 60, 240
+START_NS = 1_700_000_000 * NS
+
+Rows = NDArray[np.float32]
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [*line(Path(folder)), *(fan(Path(folder)) if SHARED.is_dir() else ())]
+    print("| learned from | fault | seed | embeddings | features | whitened features |\n|---|---|---|---|---|---|")
+    for row in rows:
+        print("| " + " | ".join(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row) + " |")
+    print(json.dumps(rows), file=sys.stderr)
+
+
+def line(folder: Path) -> Iterator[tuple[str | int | float, ...]]:
+    """The simulated line: other seconds of it as normal, and under each fault."""
+    normal = _simulated(folder / "normal.mcap", LINE_S, seed=1)
+    looks = {fault: _simulated(folder / f"{fault}.mcap", LINE_S, 2, fault) for fault in ("", *LINE_FAULTS)}
+    for seed in SEEDS:
+        stage, encoders = _trained(folder / f"line-{seed}", normal, seed, STEPS // 3)
+        known = _read(normal, stage)
+        seen = {fault: _read(path, stage) for fault, path in looks.items()}
+        for fault in LINE_FAULTS:
+            modality = FAULTS[fault].modality
+            sets = [_vectors(encoders[modality], data, modality) for data in (known, seen[""], seen[fault])]
+            yield ("simulated line, 60 s", fault, seed, *_compared(*sets))
+
+
+def fan(folder: Path) -> Iterator[tuple[str | int | float, ...]]:
+    """A real accelerometer on a ceiling fan; the test split is left alone."""
+    import_recording(SHARED, folder / "fan.mcap", split="train")
+    import_recording(SHARED, folder / "labelled.mcap", split="val")
+    labelled = Recording(folder / "labelled.mcap")
+    faulty = {label.start_ns for label in labelled.labels() if label.fault}
+    with Recorder(folder / "val.mcap", labelled.about) as recorder:  # without its labels, so that all of it is read
+        for samples in labelled.samples():
+            recorder.write(samples)
+    for seed in SEEDS:
+        stage, encoders = _trained(folder / f"fan-{seed}", folder / "fan.mcap", seed, 12)
+        known, seen = _read(folder / "fan.mcap", stage), _read(folder / "val.mcap", stage)
+        wrong = np.array([int(start) in faulty for start in seen.start_ns])[seen.views["vib0"].present]
+        vectors = _vectors(encoders["series"], seen, "series")
+        split = [{kind: rows[chosen] for kind, rows in vectors.items()} for chosen in (~wrong, wrong)]
+        yield (
+            "fan_vibration train",
+            "anomaly (val)",
+            seed,
+            *_compared(_vectors(encoders["series"], known, "series"), *split),
+        )
+
+
+def _simulated(path: Path, seconds: int, seed: int, fault: str = "") -> Path:
+    sensors = [SensorSettings(name=n, modality=m, source="simulation", seed=seed) for n, m in SENSORS.items()]
+    config = DeviceConfig(device=DeviceSettings(id="bench", site="bench", station="press"), sensors=sensors)
+    injector = Injector()
+    if fault:
+        injector.start(fault, START_NS + 3600 * NS)
+    with Recorder(path, About(station="press", sensors=SENSORS)) as recorder:
+        for samples in simulated(config, path.parent, START_NS, seconds):
+            recorder.write(injector.apply(samples))
+    return path
+
+
+def _trained(out: Path, recording: Path, seed: int, epochs: int) -> tuple[checkpoint.Stage, Mapping[str, Encoder]]:
+    plan = Plan(out=str(out), recordings=[RecordingPart(path=str(recording))], seed=seed, epochs=epochs)
+    stage = run_stage(plan, out.parent, SystemClock())
+    assert stage is not None
+    encoders = checkpoint.load_tensors(out, stage).encoders
+    return stage, {modality: encoders[modality].eval() for modality in stage.prepare}
+
+
+def _read(path: Path, stage: checkpoint.Stage) -> Dataset:
+    return read([RecordingPart(path=str(path))], path.parent, stage.windows, dict(stage.prepare))
+
+
+def _vectors(encoder: Encoder, data: Dataset, modality: str) -> dict[str, Rows]:
+    windows = data.of_modality(modality, np.arange(len(data)))
+    features = evaluate.embed(encoder, windows, with_head=False)
+    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    return {"embedding": evaluate.embed(encoder, windows), "features": unit}
+
+
+def _compared(known: dict[str, Rows], normal: dict[str, Rows], faulty: dict[str, Rows]) -> tuple[float, ...]:
+    """AUROC by embeddings, by features, by whitened features."""
+    plain = []
+    for kind in ("embedding", "features"):
+        bank = known[kind][k_center(known[kind], KEPT)]
+        plain.append(auroc(distances(normal[kind], bank), distances(faulty[kind], bank)))
+    coreset = Coreset.fit(known["features"], KEPT)
+    return (*plain, auroc(coreset.distances(normal["features"]), coreset.distances(faulty["features"])))
+
+
+def auroc(normal: NDArray[np.float64], faulty: NDArray[np.float64]) -> float:
+    """Share of pairs in which the faulty one has the larger score; ties count half.
+
+    >>> auroc(np.array([1.0, 2.0]), np.array([2.0, 3.0]))
+    0.875
+    """
+    return float(np.mean([np.sign(b - a) / 2 + 0.5 for a, b in itertools.product(normal, faulty)]))
+
+
+if __name__ == "__main__":
+    main()
