@@ -63,7 +63,9 @@ class Loop:
             self.measured["import_warnings"] = read["warnings"]
             stages = _parts(normal, read["seconds"])
         elif self._live:
-            self._record("device.toml", normal, LIVE_S)
+            read = self._record("device.toml", normal, LIVE_S)
+            if set(read["samples"]) != set(self._line.sensors):
+                raise LinesideError("--live", "; ".join(read["warnings"]), "it wants a camera and a microphone")
             stages = _parts(normal, LIVE_S)
         else:
             stages = self._record_simulation(normal)
@@ -82,11 +84,11 @@ class Loop:
         self._record("commissioning.toml", normal.with_name("commissioning.mcap"), COMMISSIONING_S, seed=3)
         return [(normal, 0.0, NORMAL_S), (new, 0.0, NEW_S)]
 
-    def _record(self, config: str, out: Path, seconds: float, product: str = "a", seed: int = 1) -> None:
+    def _record(self, config: str, out: Path, seconds: float, product: str = "a", seed: int = 1) -> dict[str, Any]:
         text = device_file(self._line, self._mqtt_port, self._port, product=product, seed=seed)
         file = str(write(self._folder / config, text))
         words = ["edge", "record", "--config", file, "--seconds", str(seconds), "--out", str(out)]
-        self.processes.call(*words, *([] if self._live else ["--fast"]))
+        return self.processes.call(*words, *([] if self._live else ["--fast"]))
 
     def train(self) -> None:
         """2. The trainer runs stage 1, then stage 2 with what is new; gates pass; a certificate is written."""

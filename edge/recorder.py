@@ -86,12 +86,14 @@ def _live(
     captures = [capture(sensor) for sensor in config.sensors]
     for each in captures:
         each.start()
+    heard = False
     try:
         while not stop.is_set() and clock.now_ns() < start_ns + round(seconds * NS):
             try:
                 yield arrived.get(timeout=0.25)
+                heard = True
             except queue.Empty:
-                if all(each.ended for each in captures):
+                if all(each.ended or (each.problem and not heard) for each in captures):
                     return
     finally:
         for each in captures:

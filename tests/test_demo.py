@@ -161,3 +161,10 @@ def test_a_recording_that_is_none_fails_with_the_mend(tmp_path):
     assert code == 1
     assert told["failed"].startswith("step 1: ")
     assert "notes.txt" in told["failed"]
+
+
+@pytest.mark.skipif(Path("/dev/video0").exists(), reason="this machine has a camera")
+def test_live_without_a_camera_ends_soon_with_the_mend(tmp_path):
+    code, told, _ = demo(tmp_path, "--live", timeout_s=50)
+    assert code == 1
+    assert "cam0: cannot open /dev/video0 (no such device); is it plugged in and free?" in told["failed"]
