@@ -8,8 +8,6 @@ the training windows: of embeddings, of features, and of whitened features (line
 from __future__ import annotations
 
 import itertools
-import json
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +21,7 @@ from edge.importers import import_recording
 from edge.replay import simulated
 from lineside.clock import NS, SystemClock
 from lineside.coreset import Coreset, distances, k_center
+from lineside.fusion import Encoded
 from lineside.recording import About, Recorder, Recording
 from trainer import checkpoint, evaluate
 from trainer.data import Dataset, read
@@ -33,10 +32,9 @@ from trainer.stage import run_stage
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "dev" / "fan_vibration"
 SENSORS = {"cam0": "camera", "mic0": "microphone"}
 LINE_FAULTS = ("dirty_lens", "misaligned_part", "bearing_noise")
-SEEDS, KEPT, LINE_S, STEPS = (1, 2, 3), 128, 60, 240
+SEEDS, KEPT, LINE_S = (1, 2, 3), 128, 60
+LINE_EPOCHS, FAN_EPOCHS = 80, 12  # 3 batches an epoch and 35: some 240 and 420 steps
 START_NS = 1_700_000_000 * NS
-
-Rows = NDArray[np.float32]
 
 
 def main() -> None:
@@ -45,7 +43,6 @@ def main() -> None:
     print("| learned from | fault | seed | embeddings | features | whitened features |\n|---|---|---|---|---|---|")
     for row in rows:
         print("| " + " | ".join(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row) + " |")
-    print(json.dumps(rows), file=sys.stderr)
 
 
 def line(folder: Path) -> Iterator[tuple[str | int | float, ...]]:
@@ -53,7 +50,7 @@ def line(folder: Path) -> Iterator[tuple[str | int | float, ...]]:
     normal = _simulated(folder / "normal.mcap", LINE_S, seed=1)
     looks = {fault: _simulated(folder / f"{fault}.mcap", LINE_S, 2, fault) for fault in ("", *LINE_FAULTS)}
     for seed in SEEDS:
-        stage, encoders = _trained(folder / f"line-{seed}", normal, seed, STEPS // 3)
+        stage, encoders = _trained(folder / f"line-{seed}", normal, seed, LINE_EPOCHS)
         known = _read(normal, stage)
         seen = {fault: _read(path, stage) for fault, path in looks.items()}
         for fault in LINE_FAULTS:
@@ -72,11 +69,11 @@ def fan(folder: Path) -> Iterator[tuple[str | int | float, ...]]:
         for samples in labelled.samples():
             recorder.write(samples)
     for seed in SEEDS:
-        stage, encoders = _trained(folder / f"fan-{seed}", folder / "fan.mcap", seed, 12)
+        stage, encoders = _trained(folder / f"fan-{seed}", folder / "fan.mcap", seed, FAN_EPOCHS)
         known, seen = _read(folder / "fan.mcap", stage), _read(folder / "val.mcap", stage)
         wrong = np.array([int(start) in faulty for start in seen.start_ns])[seen.views["vib0"].present]
         vectors = _vectors(encoders["series"], seen, "series")
-        split = [{kind: rows[chosen] for kind, rows in vectors.items()} for chosen in (~wrong, wrong)]
+        split = [Encoded(vectors.embedding[chosen], vectors.features[chosen]) for chosen in (~wrong, wrong)]
         yield (
             "fan_vibration train",
             "anomaly (val)",
@@ -109,21 +106,18 @@ def _read(path: Path, stage: checkpoint.Stage) -> Dataset:
     return read([RecordingPart(path=str(path))], path.parent, stage.windows, dict(stage.prepare))
 
 
-def _vectors(encoder: Encoder, data: Dataset, modality: str) -> dict[str, Rows]:
-    windows = data.of_modality(modality, np.arange(len(data)))
-    features = evaluate.embed(encoder, windows, with_head=False)
-    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-    return {"embedding": evaluate.embed(encoder, windows), "features": unit}
+def _vectors(encoder: Encoder, data: Dataset, modality: str) -> Encoded:
+    return evaluate.encode(encoder, data.of_modality(modality, np.arange(len(data))))
 
 
-def _compared(known: dict[str, Rows], normal: dict[str, Rows], faulty: dict[str, Rows]) -> tuple[float, ...]:
+def _compared(known: Encoded, normal: Encoded, faulty: Encoded) -> tuple[float, ...]:
     """AUROC by embeddings, by features, by whitened features."""
     plain = []
-    for kind in ("embedding", "features"):
-        bank = known[kind][k_center(known[kind], KEPT)]
-        plain.append(auroc(distances(normal[kind], bank), distances(faulty[kind], bank)))
-    coreset = Coreset.fit(known["features"], KEPT)
-    return (*plain, auroc(coreset.distances(normal["features"]), coreset.distances(faulty["features"])))
+    for kept, well, ill in zip(known, normal, faulty, strict=True):
+        bank = kept[k_center(kept, KEPT)]
+        plain.append(auroc(distances(well, bank), distances(ill, bank)))
+    coreset = Coreset.fit(known.features, KEPT)
+    return (*plain, auroc(coreset.distances(normal.features), coreset.distances(faulty.features)))
 
 
 def auroc(normal: NDArray[np.float64], faulty: NDArray[np.float64]) -> float:

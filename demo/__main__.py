@@ -66,7 +66,7 @@ def _once(loop: Loop) -> int:
 
 
 def _stay(loop: Loop, port: int) -> int:
-    """The first four steps and one fault, then everything is left running for the person at the dashboard."""
+    """All steps; then everything is left running for the person at the dashboard."""
     for number, (title, step) in enumerate(_steps(loop), start=1):
         if _show(number, title, step):
             return 1

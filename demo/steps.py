@@ -29,6 +29,7 @@ FAULTS = (
 )
 NORMAL_S, NEW_S, COMMISSIONING_S, LIVE_S, FIRST_SHARE = 400.0, 150.0, 120.0, 60.0, 0.65
 SHORT_S = 45.0
+CALM_S = 120.0  # weak evidence fades in a minute or two
 
 Part = tuple[Path, float, float]
 MARK = ".made-by-lineside-demo"
@@ -58,15 +59,15 @@ class Loop:
         normal = self._folder / "recordings" / "normal.mcap"
         if self._source is not None:
             read = self.processes.call("edge", "record", "--from", str(self._source), "--out", str(normal))
-            self._line = _line_of(normal, read["seconds"])
-            self._labelled = Labelled.of(normal, self._line.hop_s)
+            self._labelled = Labelled.of(normal, Recording(normal).about.hop_s)
+            self._line = _line_of(normal, self._labelled.normal_s)
             self.measured["import_warnings"] = read["warnings"]
-            stages = _parts(normal, read["seconds"])
+            stages = _parts(normal, self._labelled.cut_s(FIRST_SHARE), read["seconds"])
         elif self._live:
             read = self._record("device.toml", normal, LIVE_S)
             if set(read["samples"]) != set(self._line.sensors):
                 raise LinesideError("--live", "; ".join(read["warnings"]), "it wants a camera and a microphone")
-            stages = _parts(normal, LIVE_S)
+            stages = _parts(normal, FIRST_SHARE * LIVE_S, LIVE_S)
         else:
             stages = self._record_simulation(normal)
         for number, (recording, from_s, to_s) in enumerate(stages, start=1):
@@ -190,7 +191,7 @@ class Loop:
     def _active(self) -> list[dict[str, Any]]:
         return [alarm for alarm in self.dashboard.alarms(0) if alarm["state"].startswith("ACTIVE")]
 
-    def _wait_calm(self, what: str, seconds: float = 60) -> None:
+    def _wait_calm(self, what: str, seconds: float = CALM_S) -> None:
         self.dashboard.wait(what, seconds, lambda: not self._active())
 
     def _to_inject(self) -> list[tuple[str, str, str]]:
@@ -220,7 +221,7 @@ class Loop:
         seconds = (fault.end_ns - fault.start_ns) / NS
         expected = self._line.sensors.get(fault.sensor, "")
         told = self._alarm(fault.label, "anomaly", expected, began, (began - now) / NS + seconds)
-        self._wait_calm(f"calm after {fault.label}", seconds + 60)
+        self._wait_calm(f"calm after {fault.label}", seconds + CALM_S)
         return told
 
     def _alarm(self, fault: str, kind: str, expected: str, began: int, wait_s: float) -> dict[str, Any]:
@@ -273,14 +274,13 @@ class Loop:
             raise LinesideError("stored windows", told, "see hub-run.log")
 
 
-def _parts(recording: Path, seconds: float) -> list[Part]:
+def _parts(recording: Path, cut_s: float, seconds: float) -> list[Part]:
     """The first part of a recording to begin with, the rest as what is new."""
-    first = round(FIRST_SHARE * seconds, 1)
-    return [(recording, 0.0, first), (recording, first, round(seconds, 1))]
+    return [(recording, 0.0, cut_s), (recording, cut_s, round(seconds, 1))]
 
 
 def _line_of(recording: Path, seconds: float) -> Line:
-    """The line of a recording; a short one is cut into windows more closely, so that there are enough of them.
+    """The line of a recording with `seconds` of normal running; a short one is cut into windows more closely.
 
     Raises LinesideError when even then they are too few.
     """
@@ -288,9 +288,8 @@ def _line_of(recording: Path, seconds: float) -> Line:
     hop_s = about.hop_s / 2 if about.hop_s < about.length_s and seconds < SHORT_S else about.hop_s
     least_s = about.length_s + 1.25 * MIN_MOMENTS * hop_s
     if seconds < least_s:
-        raise LinesideError(
-            recording.name, f"lasts {seconds:.0f} s", f"give at least {least_s:.0f} s of normal running"
-        )
+        told = f"holds {seconds:.0f} s of normal running"
+        raise LinesideError("recording", told, f"give one with at least {least_s:.0f} s")
     return Line("recording", about.sensors, about.length_s, hop_s)
 
 

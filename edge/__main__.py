@@ -108,7 +108,7 @@ def record(
         return
     for warning in done.warnings:
         typer.echo(f"warning: {warning}", err=True)
-    typer.echo(f"{out}: {done.seconds:.1f} s, samples {done.samples}, labels {done.labels}")
+    typer.echo(f"{out}: {done.seconds:.1f} s, samples {done.samples}, labels {done.labels}, of faults {done.faults}")
 
 
 @app.command()

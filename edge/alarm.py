@@ -14,14 +14,14 @@ from lineside.quality import FLAGS
 from lineside.sequential import shiryaev_roberts
 
 DAY_NS = 86_400 * NS
-BEGUN = 10.0  # what the e-detector reaches by chance every few windows: evidence has not begun to gather
+BEGUN = 10.0  # the e-detector passes it by chance every dozen windows: where it last did is a guess of the onset
 
 
 @dataclass(frozen=True)
 class Lasting:
     """Weak evidence gathered over moments that share no sample: `value` is the e-detector of lineside.sequential.
 
-    `share` is each sensor's mean contribution since `onset_ns`, when evidence began to gather.
+    `share` is each sensor's mean contribution since `onset_ns`, when evidence began to gather (a guess, often early).
     """
 
     value: float = 0.0
@@ -32,12 +32,12 @@ class Lasting:
 
     def hear(self, score: Score, run_length: float) -> Lasting:
         """Take the next score, unless it overlaps the last one taken."""
-        if score.start_ns < self.heard_ns:
+        if self.heard_ns - (score.end_ns - score.start_ns) < score.start_ns < self.heard_ns:
             return self
         last = Lasting(self.value, onset_ns=score.start_ns) if self.value <= BEGUN else self
-        share = {
-            n: (last.count * last.share.get(n, 0.0) + c) / (last.count + 1) for n, c in score.contributions.items()
-        }
+        names = {*last.share, *score.contributions}
+        sums = {n: last.count * last.share.get(n, 0.0) + score.contributions.get(n, 0.0) for n in names}
+        share = {n: value / (last.count + 1) for n, value in sums.items()}
         value = shiryaev_roberts(self.value, score.p_value, run_length)
         return Lasting(value, score.end_ns, last.onset_ns, last.count + 1, share)
 

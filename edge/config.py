@@ -87,8 +87,9 @@ class AlarmSettings(Config, frozen=True):
     """An anomaly alarm is raised when `raise_count` of the last `of` moments have p <= `p_limit`.
 
     It is cleared after `clear_count` moments in a row above `p_clear`. One is also raised by weaker evidence that
-    lasts: on a line without rhythm, falsely at most once in `false_alarm_days` (lineside.sequential). A sensor alarm is
-    raised after `sensor_count` flagged or missing windows in a row and cleared after as many good ones.
+    lasts, aimed at one false alarm in `false_alarm_days` on average (sooner after a short commissioning, and on a line
+    with a rhythm: lineside.sequential); it is cleared when that evidence has also faded. A sensor alarm is raised after
+    `sensor_count` flagged or missing windows in a row and cleared after as many good ones.
     """
 
     p_limit: float = 0.01

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.encoder import Encoder
+from lineside.errors import ReleaseError
 from lineside.fusion import Encoded, Judgement, Normal
 from lineside.release import accept, self_test
 from lineside.windows import Window
@@ -61,5 +62,13 @@ def admit(candidate: Encoder, running: Mapping[str, Encoder]) -> dict[str, Encod
     Raises ReleaseError naming the check; nothing has changed then.
     """
     accept(candidate.card, {modality: encoder.card for modality, encoder in running.items()})
-    self_test(candidate.card, candidate.embed)
+    self_test(candidate.card, lambda batch: _sound(candidate, candidate.encode(batch)).embedding)
     return {**running, candidate.card.modality: candidate}
+
+
+def _sound(encoder: Encoder, encoded: Encoded) -> Encoded:
+    """Golden vectors are embeddings: of the features it is asked that they are of unit norm."""
+    lengths = np.linalg.norm(encoded.features, axis=1)
+    if not np.allclose(lengths, 1.0, atol=0.01):
+        raise ReleaseError("golden", encoder.card.name, f"features of length {lengths}, not 1", "export it again")
+    return encoded

@@ -35,11 +35,12 @@ class Importer:
 
 @dataclass(frozen=True)
 class Report:
-    """What an import gave: `samples` counts single samples or frames of each sensor."""
+    """What an import gave: `samples` counts single samples or frames of each sensor, `faults` the labels of faults."""
 
     about: About
     samples: dict[str, int]
     labels: int
+    faults: int
     seconds: float
     warnings: list[str]
 
@@ -131,16 +132,17 @@ def import_recording(
                 if isinstance(item, Label):
                     recorder.label(item)
                     counts["/labels"] += 1
+                    counts["/faults"] += item.fault
                     continue
                 recorder.write(item)
                 counts[item.sensor] += len(item.data)
                 first_ns, last_ns = first_ns or item.start_ns, max(last_ns, item.end_ns)
                 progress((last_ns - first_ns) / NS, found.length_s)
-        labels = counts.pop("/labels", 0)
+        labels, faults = counts.pop("/labels", 0), counts.pop("/faults", 0)
         if not counts:
             raise RecordingError(str(source), "gives no sample that can be read", "try whether a player can play it")
         os.replace(part, out)
         sync_folder(out.parent)
     finally:
         part.unlink(missing_ok=True)
-    return Report(found.about, dict(counts), labels, (last_ns - first_ns) / NS, found.warnings)
+    return Report(found.about, dict(counts), labels, faults, (last_ns - first_ns) / NS, found.warnings)

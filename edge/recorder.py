@@ -28,10 +28,11 @@ QUEUE_RUNS = 1000
 
 
 class Recorded(msgspec.Struct, frozen=True):
-    """What a recording holds: samples by sensor, labels, capture seconds, and what could not be read or was lost."""
+    """What a recording holds: samples by sensor, labels and how many of faults, seconds, and what was lost."""
 
     samples: dict[str, int]
     labels: int
+    faults: int
     seconds: float
     warnings: list[str]
 
@@ -44,7 +45,7 @@ def from_files(source: Path, out: Path, *, rate_hz: float, split: str, limit: in
 
     done = importers.import_recording(source, out, show, rate_hz=rate_hz, split=split, limit=limit)
     tell("")
-    return Recorded(done.samples, done.labels, done.seconds, done.warnings)
+    return Recorded(done.samples, done.labels, done.faults, done.seconds, done.warnings)
 
 
 def from_sensors(
@@ -122,4 +123,4 @@ def _write(out: Path, about: About, stream: Iterable[Samples], warnings: list[st
         raise SensorError(str(out), reason, "run `lineside edge doctor`")
     os.replace(part, out)
     sync_folder(out.parent)
-    return Recorded(dict(counts), 0, (last_ns - first_ns) / NS, warnings)
+    return Recorded(dict(counts), 0, 0, (last_ns - first_ns) / NS, warnings)

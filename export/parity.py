@@ -14,9 +14,10 @@ from edge.encoder import Encoder as DeviceEncoder
 from lineside import features
 from lineside.clock import Clock
 from lineside.errors import GateError
+from lineside.fusion import Encoded
 from lineside.release import Gate
 from trainer.encoders import Encoder
-from trainer.evaluate import embed
+from trainer.evaluate import encode
 
 MAX_DIFFERENCE, MEAN_COSINE = 1e-4, 0.99
 BATCH = 16
@@ -25,7 +26,8 @@ BATCH = 16
 class Parity(msgspec.Struct, frozen=True):
     """The device's embeddings and features beside the trainer's, over `windows` real windows and the golden ones.
 
-    INT8 is calibrated for real windows, so `mean_cosine` is of these; `max_difference` is of all.
+    INT8 is calibrated for real windows, so `mean_cosine` is of these, and of the worse output of each; `max_difference`
+    is of all.
     """
 
     windows: int
@@ -37,10 +39,10 @@ class Parity(msgspec.Struct, frozen=True):
 def compare(encoder: Encoder, device: DeviceEncoder, windows: NDArray[np.generic]) -> Parity:
     """Run trainer and device over real prepared windows (n, *shape) and the golden ones."""
     golden = golden_inputs(device.spec)
-    want, got = _learned(encoder, windows), _run(device, windows)
-    golden_difference = np.abs(_learned(encoder, golden) - _run(device, golden)).max()
-    cosines = (want * got).sum(axis=1) / np.linalg.norm(want, axis=1) / np.linalg.norm(got, axis=1)
-    difference = max(float(np.abs(want - got).max()), float(golden_difference))
+    want, got = encode(encoder, windows), _run(device, windows)
+    pairs = [*zip(want, got, strict=True), *zip(encode(encoder, golden), _run(device, golden), strict=True)]
+    difference = max(float(np.abs(a - b).max()) for a, b in pairs)
+    cosines = np.minimum(*((a * b).sum(axis=1) for a, b in zip(want, got, strict=True)))  # all of unit norm
     return Parity(len(windows), difference, float(cosines.mean()), float(cosines.min()))
 
 
@@ -49,17 +51,10 @@ def golden_inputs(spec: features.Prepare) -> NDArray[np.generic]:
     return np.stack([features.prepare(spec, window) for window in features.golden_windows(spec)])
 
 
-def _learned(encoder: Encoder, windows: NDArray[np.generic]) -> NDArray[np.float32]:
-    """What the trainer's encoder gives: embeddings and features side by side, (n, dim + f)."""
-    features_ = embed(encoder, windows, with_head=False)
-    length = np.linalg.norm(features_, axis=1, keepdims=True)
-    return np.concatenate([embed(encoder, windows), features_ / np.maximum(length, 1e-12)], axis=1)
-
-
-def _run(device: DeviceEncoder, windows: NDArray[np.generic]) -> NDArray[np.float32]:
-    """What the device's gives, in batches that do not divide n, as a device may see them."""
-    batches = [windows[i : i + BATCH] for i in range(0, len(windows), BATCH)]
-    return np.concatenate([np.concatenate(device.encode(batch), axis=1) for batch in batches])
+def _run(device: DeviceEncoder, windows: NDArray[np.generic]) -> Encoded:
+    """What the device gives, in batches that do not divide n, as it may see them."""
+    done = [device.encode(windows[i : i + BATCH]) for i in range(0, len(windows), BATCH)]
+    return Encoded(np.concatenate([one.embedding for one in done]), np.concatenate([one.features for one in done]))
 
 
 def gate(precision: str, parity: Parity) -> Gate:

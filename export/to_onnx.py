@@ -42,7 +42,7 @@ def to_onnx(encoder: Encoder, spec: Prepare) -> onnx.ModelProto:
 
     Raises onnx.checker.ValidationError when the exporter made something that is not ONNX.
     """
-    folded = Outputs(fold(copy.deepcopy(encoder.trunk).cpu()), plain(encoder.head)).eval()
+    folded = Outputs(fold(copy.deepcopy(encoder.trunk).cpu().eval()), plain(encoder.head)).eval()
     example = torch.from_numpy(np.zeros((2, *features.shape(spec)), features.dtype(spec)))
     batch = torch.export.Dim("batch", min=1, max=MOST_WINDOWS)
     with quiet():

@@ -136,7 +136,11 @@ def _folds(n: int) -> list[NDArray[np.intp]]:
 
 
 def _out_of_fold(rows: NDArray[np.float32], size: int) -> NDArray[np.float64]:
-    """Distance of each row to a coreset of the other folds; NaN where the sensor is absent."""
+    """Distance of each row to a coreset of the other folds; NaN where the sensor is absent.
+
+    The smaller coreset has its share of `size`: k-center on fewer points with as many places would cover them better
+    than the whole coreset will cover new windows, and these would look strange.
+    """
     scores = np.full(len(rows), np.nan)
     present = _present(rows)
     for fold in _folds(len(rows)):
@@ -144,7 +148,8 @@ def _out_of_fold(rows: NDArray[np.float32], size: int) -> NDArray[np.float64]:
         others[fold] = False
         mine = fold[present[fold]]
         if len(mine) and others.sum() > 1:
-            scores[mine] = Coreset.fit(rows[others], size).distances(rows[mine])
+            places = max(1, round(size * others.sum() / present.sum()))
+            scores[mine] = Coreset.fit(rows[others], places).distances(rows[mine])
     return scores
 
 

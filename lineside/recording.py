@@ -217,15 +217,22 @@ class Recording:
                 raise RecordingError(str(path), self.problem, "record it again, or check that it is an MCAP file")
         self.problem = ""
 
-    def samples(self, sensor: str = "") -> Iterator[Samples]:
+    def samples(self, sensor: str = "", from_ns: int = 0) -> Iterator[Samples]:
         """All samples, or those of one sensor, in the order in which they were written.
 
-        Stops quietly where the file is damaged. Raises RecordingError when a whole message is none of ours.
+        Messages that hold nothing captured at `from_ns` or later are passed over undecoded, but for the last before
+        it. Stops quietly where the file is damaged. Raises RecordingError when a whole message is none of ours.
         """
         wanted = f"/{sensor}" if sensor else ""
+        before: dict[str, tuple[str, Message]] = {}
         for modality, topic, message in self._messages():
-            if modality != "label" and wanted in ("", topic):
-                yield _samples(topic.lstrip("/"), modality, self._decode(modality, message.data))
+            if modality == "label" or wanted not in ("", topic):
+                continue
+            if message.log_time < from_ns:
+                before[topic] = (modality, message)
+                continue
+            for kind, held in filter(None, (before.pop(topic, None), (modality, message))):
+                yield _samples(topic.lstrip("/"), kind, self._decode(kind, held.data))
 
     def labels(self) -> list[Label]:
         """All labels, by start."""
@@ -288,6 +295,19 @@ class Recording:
             self.problem = (
                 f"is damaged or cut short ({str(error) or 'it ends too early'}); the part before that was read"
             )
+
+
+def loop_span(first_ns: int, last_ns: int) -> int:
+    """Length of one pass when a recording is played again and again: its whole seconds, at least one."""
+    return max(1, (last_ns - first_ns) // NS) * NS
+
+
+def replay_shift(begin_ns: int, origin_ns: int) -> int:
+    """What stamps gain when a recording is played from `begin_ns`, at `origin_ns` or less than a second later.
+
+    Whole seconds, so that windows cut the signal where they would have cut the original.
+    """
+    return -(-(origin_ns - begin_ns) // NS) * NS
 
 
 def without_faults(stream: Iterable[Samples], labels: Sequence[Label]) -> Iterator[Samples]:

@@ -24,7 +24,8 @@ def shiryaev_roberts(before: float, p: float, run_length: float) -> float:
 
     R minus the number of windows is a supermartingale wherever p-values are valid given the past, so that false
     alarms are at least `run_length` windows apart on average (Shin, Ramdas and Rinaldo, E-detectors, 2023, theorem
-    2.4). Windows that share samples, and a line whose rhythm makes strange windows follow each other, break that.
+    2.4). Windows that share samples break that, and a line whose rhythm makes strange windows follow each other; so
+    does, a little, one calibration set that all p-values come from: the shorter it was, the more.
 
     >>> value, count = 0.0, 0
     >>> while value < 1e6:

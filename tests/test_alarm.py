@@ -93,6 +93,28 @@ def test_windows_that_overlap_count_once():
     assert halved == 2 * whole
 
 
+def test_a_clock_set_back_leaves_no_alarm_for_ever():
+    state = AnomalyAlarm(WEAK)
+    changes = []
+    for start_s, p in [*((1000 + i, 0.1) for i in range(20)), *((i, 0.6) for i in range(40))]:
+        heard = msgspec.structs.replace(score(0, p), start_ns=start_s * NS, end_ns=(start_s + 1) * NS)
+        state, change = state.hear(heard)
+        changes += [change.state] if change else []
+    assert changes == ["raised", "cleared"]
+
+
+def test_a_sensor_that_misses_a_moment_keeps_its_share_of_the_blame():
+    state = AnomalyAlarm(WEAK)
+    for i in range(20):
+        there = {"cam0": 0.1} if i == 5 else {"cam0": 0.1, "mic0": 3.0}
+        heard = msgspec.structs.replace(score(0, 0.1), start_ns=i * NS, end_ns=(i + 1) * NS, contributions=there)
+        state, alarm = state.hear(heard)
+        if alarm:
+            break
+    assert alarm.top_sensor == "mic0"
+    assert alarm.contributions["mic0"] == pytest.approx(3.0 * 3 / 4)  # since evidence began to gather
+
+
 def test_false_alarms_of_weak_evidence_are_as_far_apart_as_asked():
     """The run length of the e-detector on uniform p-values, from 300 runs: on average at least the bound."""
     rng, lengths = np.random.default_rng(1), []

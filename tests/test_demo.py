@@ -59,7 +59,7 @@ def labelled_line(path, seconds):
     """The simulated line with two faults that its labels tell of."""
     labels = [
         Label(line_device.START_NS + from_s * NS, line_device.START_NS + (from_s + 20) * NS, name, sensor, fault=True)
-        for from_s, name, sensor in [(290, "bearing_noise", "mic0"), (340, "dirty_lens", "cam0")]
+        for from_s, name, sensor in [(240, "bearing_noise", "mic0"), (330, "dirty_lens", "cam0")]
     ]
     device = DeviceSettings(id="edge-1", site="demo", station="press")
     config = DeviceConfig(device=device, sensors=line_device.SENSORS)
@@ -105,21 +105,24 @@ def series(path, seconds, *faults):
 def test_the_first_fault_of_each_name_that_an_alarm_could_answer_to_is_waited_for(tmp_path):
     faults = [
         ("blink", 10, 12),
-        ("jam", 50, 54),
-        ("jam", 54, 60),
-        ("wear", 65, 80),
-        ("jam", 120, 140),
-        ("leak", 200, 210),
-        ("late", 290, 300),
+        ("jam", 80, 84),
+        ("jam", 84, 90),
+        ("wear", 200, 220),
+        ("crack", 210, 215),
+        ("jam", 290, 300),
+        ("leak", 330, 350),
+        ("late", 470, 500),
     ]
-    found = Labelled.of(series(tmp_path / "line.mcap", 300, *faults), 0.5)
+    found = Labelled.of(series(tmp_path / "line.mcap", 490, *faults), 0.5)
     at = [(fault.label, fault.start_ns - found.first_ns, fault.end_ns - found.first_ns) for fault in found.faults]
-    assert at == [("jam", 50 * NS, 60 * NS), ("leak", 200 * NS, 210 * NS)]
-    assert found.from_s == 5.0
+    assert at == [("jam", 80 * NS, 90 * NS)]
+    assert found.from_s == 35.0
+    assert found.normal_s == 490 - 2 - 10 - 20 - 10 - 20 - 20
+    assert (found.cut_s(0.1), found.cut_s(0.25)) == (42.8, 114.0)
     assert Labelled.of(series(tmp_path / "well.mcap", 30), 0.5).from_s == 0.0
 
 
-@pytest.mark.parametrize("first", [20, 100])  # round the end of the recording, and within it
+@pytest.mark.parametrize("first", [20, 110])  # round the end of the recording, and within it
 def test_a_labelled_fault_comes_when_it_is_said_to_come(first, tmp_path):
     found = Labelled.of(series(tmp_path / "line.mcap", 200, ("jam", first, first + 10)), 0.5)
     started_ns = 1_800_000_000 * NS + 123_456_789

@@ -1,4 +1,4 @@
-"""One-sided protection of heads (shared/design/algorithms/dns.md, section 9) and the certificate that proves it."""
+"""Protection of heads (T1 to T13 of shared/design/algorithms/dns.md, section 9) and the certificate that proves it."""
 
 from pathlib import Path
 
@@ -8,16 +8,16 @@ import torch
 from torch import nn
 
 from trainer.certificate import embedding_drift, similarity_drift
-from trainer.projection import basis, homogeneous, nothing_seen, protect
+from trainer.projection import basis, homogeneous, nothing_seen, protect, rotate
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "dns_projector.npz"
 FEATURES, DIM, RANK = 24, 12, 6
 
 
-def low_rank(n=200, rank=RANK, seed=0):
+def low_rank(n=200, rank=RANK, seed=0, dtype=torch.float32):
     """Inputs (n, FEATURES) that use only `rank` directions."""
     g = torch.Generator().manual_seed(seed)
-    return torch.randn(n, rank, generator=g) @ torch.randn(rank, FEATURES, generator=g)
+    return torch.randn(n, rank, generator=g, dtype=dtype) @ torch.randn(rank, FEATURES, generator=g, dtype=dtype)
 
 
 def head(seed=1):
@@ -114,6 +114,113 @@ def test_moments_are_the_plain_mean_over_all_samples_ever_seen():
     x = homogeneous(torch.cat(parts))
     assert seen.count == 243
     torch.testing.assert_close(seen.second, x.T @ x / 243, rtol=1e-12, atol=1e-12)
+
+
+def learn(heads, inputs, holds=(), steps=200, optimiser=torch.optim.AdamW):
+    """Train heads (name -> module) on new pairs of inputs by InfoNCE, with weight decay; then `holds` are called."""
+    stepper = optimiser([p for head in heads.values() for p in head.parameters()], lr=1e-2, weight_decay=1e-2)
+    for step in range(steps):
+        a, b = (homogeneous(inputs[name]) @ head.weight.T for name, head in heads.items())
+        stepper.zero_grad()
+        torch.nn.functional.cross_entropy(a @ b.T / 10, torch.arange(len(a))).backward()
+        stepper.step()
+        if (step + 1) % 8 == 0:
+            for hold, head in zip(holds, heads.values(), strict=False):
+                hold(head.weight)
+
+
+def linear(seed):
+    module = nn.Linear(FEATURES + 1, DIM, bias=False).double()
+    with torch.no_grad():
+        module.weight.copy_(head(seed))
+    return module
+
+
+class Pair:
+    """Two heads with old low-rank inputs, and new ones that use all directions."""
+
+    def __init__(self):
+        self.heads = {"a": linear(11), "b": linear(12)}
+        self.old = {"a": low_rank(60, seed=13, dtype=torch.float64), "b": low_rank(60, seed=14, dtype=torch.float64)}
+        self.new = {"a": low_rank(40, FEATURES, seed=15), "b": low_rank(40, FEATURES, seed=16)}
+        self.seen = {name: nothing_seen(FEATURES).joined(x) for name, x in self.old.items()}
+
+    def embedded(self, name):
+        return (homogeneous(self.old[name]) @ self.heads[name].weight.T).detach()
+
+    def products(self):
+        return self.embedded("a") @ self.embedded("b").T
+
+    def protection(self, name, other="", epsilon=1e-13):
+        w = self.heads[other].weight.detach() if other else None
+        partners = w @ self.seen[other].second @ w.T if other else None
+        return protect(self.heads[name].weight, self.seen[name], epsilon, partners=partners)
+
+
+def test_t3_the_allowed_part_is_an_orthogonal_projection():
+    pair = Pair()
+    dual = pair.protection("a", "b")
+    g, h = (
+        torch.randn(DIM, FEATURES + 1, dtype=torch.float64, generator=torch.Generator().manual_seed(k)) for k in (1, 2)
+    )
+    for protection in (pair.protection("a"), dual):
+        once = protection.allowed(g)
+        assert (protection.allowed(once) - once).abs().max() <= 1e-12
+        assert float((once * h).sum()) == pytest.approx(float((g * protection.allowed(h)).sum()), abs=1e-10)
+        assert float((g * once).sum()) == pytest.approx(float((once**2).sum()), rel=1e-12)
+    assert (dual.outputs.T @ dual.allowed(g) @ dual.directions).abs().max() <= 1e-12
+
+
+def test_t4_factored_and_dense_projection_agree():
+    dual = Pair().protection("a", "b")
+    g = torch.randn(DIM, FEATURES + 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    dense = g - dual.outputs @ dual.outputs.T @ g @ dual.directions @ dual.directions.T
+    assert (dual.allowed(g) - dense).abs().max() <= 1e-12
+
+
+def test_t5_rotated_and_held_heads_keep_old_embeddings_to_the_tenth_digit():
+    kept = {}
+    for way in ("hold", "rotate", "nothing"):
+        pair = Pair()
+        before = {name: pair.embedded(name) for name in pair.heads}
+        protections = [pair.protection(name) for name in pair.heads]
+        if way == "rotate":
+            for protection, module in zip(protections, pair.heads.values(), strict=True):
+                rotate(module, protection)
+        learn(pair.heads, pair.new, [p.hold for p in protections] if way == "hold" else ())
+        kept[way] = max(float((pair.embedded(name) - was).abs().max()) for name, was in before.items())
+        moved = (pair.heads["a"].weight.detach() - protections[0].start).abs().max()
+        assert moved > 1e-2
+    assert kept["hold"] <= 1e-10
+    assert kept["rotate"] <= 1e-10
+    assert kept["nothing"] > 1e-2
+
+
+def test_t6_one_head_dual_and_one_one_sided_keep_inner_products_but_not_norms():
+    pair = Pair()
+    before, norms = pair.products(), pair.embedded("a").norm(dim=1)
+    learn(pair.heads, pair.new, [pair.protection("a", "b").hold, pair.protection("b").hold])
+    assert (pair.products() - before).abs().max() <= 1e-10
+    assert (pair.embedded("a").norm(dim=1) - norms).abs().max() > 1e-3
+
+
+def test_t7_two_dual_heads_of_a_recurring_pair_drift_by_the_product_of_their_moves():
+    pair = Pair()
+    before = pair.products()
+    protections = [pair.protection("a", "b"), pair.protection("b", "a")]
+    learn(pair.heads, pair.new, [p.hold for p in protections])
+    da, db = (module.weight.detach() - p.start for module, p in zip(pair.heads.values(), protections, strict=True))
+    expected = homogeneous(pair.old["a"]) @ da.T @ db @ homogeneous(pair.old["b"]).T
+    assert expected.abs().max() > 1e-3
+    assert (pair.products() - before - expected).abs().max() <= 1e-9
+
+
+def test_t10_a_rotated_head_with_nothing_free_stays_bit_for_bit():
+    module = nn.Linear(FEATURES + 1, DIM, bias=False)
+    start = module.weight.detach().clone()
+    rotate(module, protect(module.weight, nothing_seen(FEATURES).joined(torch.randn(400, FEATURES)), epsilon=0.0))
+    assert module.parametrizations.weight.original.numel() == 0
+    assert torch.equal(module.weight, start)
 
 
 @pytest.mark.skipif(not GOLDEN.exists(), reason="needs ../shared/golden beside the repository")

@@ -54,7 +54,7 @@ def model(of: release.Card) -> bytes:
     nodes = [
         helper.make_node("Cast", ["window"], ["real"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["real", "axes"], ["embedding"], keepdims=0),
-        helper.make_node("Identity", ["embedding"], ["features"]),
+        helper.make_node("LpNormalization", ["embedding"], ["features"], axis=-1, p=2),
     ]
     graph = helper.make_graph(
         nodes,

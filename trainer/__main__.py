@@ -63,6 +63,25 @@ def stage(
 
 
 @app.command()
+def bench(
+    batch: Annotated[int, typer.Option(min=2, help="Pairs in a batch.")] = 64,
+    dim: Annotated[int, typer.Option(min=256, help="Inputs and outputs of a head.")] = 512,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the CPU.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Measure what protection costs: steps of two heads with and without it, interleaved in one run.
+
+    Example: lineside train bench --batch 256
+    """
+    import torch
+
+    from trainer.bench import measure
+
+    torch.set_num_threads(threads)
+    _say(as_json, {"batch": batch, "dim": dim, "threads": threads, **measure(SystemClock(), dim, batch)})
+
+
+@app.command()
 def evaluate(
     folder: Folder,
     recording: Annotated[Path, typer.Option(help="The MCAP recording to measure on.")],

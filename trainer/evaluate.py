@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lineside.fusion import Encoded
 from trainer.data import Dataset
-from trainer.encoders import Encoder, Encoders
+from trainer.encoders import Encoder, Encoders, unit
 
 CHUNK = 64
 MOST_QUERIES = 2_000
@@ -44,6 +45,13 @@ def embed(encoder: Encoder, windows: NDArray[np.generic], with_head: bool = True
     encoder.train(was_training)
     width = encoder.head.weight.shape[0] if with_head else encoder.head.weight.shape[1] - 1
     return torch.cat(done).numpy() if done else np.zeros((0, width), np.float32)
+
+
+def encode(encoder: Encoder, windows: NDArray[np.generic]) -> Encoded:
+    """Embeddings (n, dim) and features of unit norm (n, f), as an exported encoder gives them."""
+    inputs = torch.from_numpy(embed(encoder, windows, with_head=False))
+    with torch.no_grad():
+        return Encoded(unit(encoder.head.cpu()(inputs)).numpy(), unit(inputs).numpy())
 
 
 def ranks(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.int64]:

@@ -78,6 +78,7 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = rate * group["pace"]
             optimiser.step()
+        if (step + 1) % plan.protection.every == 0 or step + 1 == steps:
             for modality, protection in protections.items():
                 protection.hold(encoders[modality].head.weight)
         told = " ".join(f"{name.replace(' ', ':')}={value:.4f}" for name, value in terms.items())

@@ -37,15 +37,17 @@ class WindowSettings(Config, frozen=True):
 class ProtectionSettings(Config, frozen=True):
     """What a later stage may move: the directions that hold 1 - `epsilon` of the old inputs' power stay untouched.
 
-    `drift_budget` is the largest relative RMS change of an old modality's embeddings that passes.
+    `drift_budget` is the largest relative RMS change of an old modality's embeddings that passes. Heads are put back
+    onto what they may be after each `every` steps, and at the stage's end.
     """
 
     epsilon: float = 1e-3
     drift_budget: float = 0.05
+    every: int = 8
 
     def __post_init__(self) -> None:
-        if not 0 <= self.epsilon < 1 or self.drift_budget <= 0:
-            raise ValueError("epsilon must be at least 0 and below 1, drift_budget above 0")
+        if not 0 <= self.epsilon < 1 or self.drift_budget <= 0 or self.every < 1:
+            raise ValueError("epsilon must be at least 0 and below 1, drift_budget above 0, every at least 1")
 
 
 class GateSettings(Config, frozen=True):

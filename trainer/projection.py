@@ -1,19 +1,23 @@
-"""Heads that may move only where the past never looked: one-sided null-space projection of the weights.
+"""Heads that may move only where the past never looked: null-space projection of the weights.
 
-After every step of the optimiser, W <- W - (W - W_start) V V^T, where V spans the directions that hold all but a
-share epsilon of the old inputs' power; along the others the head may move as far as the drift budget goes. It is the
-weight that is projected, not the gradient: adaptive optimisers
-rescale gradients element by element and would leave the allowed space (spec dns.md, sections 7 and 8). One-sided, so
-that the embedding of every protected input stays, and with it every cosine.
+Every few steps of the optimiser, and before a weight leaves, W <- W - U U^T (W - W_start) V V^T, where V spans the
+input directions that hold all but a share epsilon of the old inputs' power; along the others the head may move as far
+as the drift budget goes. It is the weight that is projected, not the gradient: adaptive optimisers rescale gradients
+element by element and would leave the allowed space (dns.md, sections 7 and 8). One-sided (U U^T = I) unless told
+otherwise, so that the embedding of every protected input stays, and with it every cosine; dual-sided, where U spans
+what old partners look like, keeps inner products with them alone, and only while these stay (dns.md, section 3).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrize import ParametrizationList
 
 from trainer.certificate import root
 
@@ -72,14 +76,21 @@ class Protection:
 
     start: Tensor  # (dim, f+1) float64
     directions: Tensor  # (f+1, k) float64
-    rest: Tensor  # (f+1, r) float64, a factor of the old inputs' second moment outside `directions`
+    rest: Tensor  # (f+1, r) float64, a factor of the old inputs' second moment outside what is held
     budget: float = math.inf
+    outputs: Tensor | None = None  # (dim, k') float64, the partners' directions; None: all, one-sided
+
+    def allowed(self, displacement: Tensor) -> Tensor:
+        """The nearest displacement (dim, f+1) that changes nothing protected: D - U U^T D V V^T."""
+        inside = displacement @ self.directions
+        if self.outputs is not None:
+            inside = self.outputs @ (self.outputs.T @ inside)
+        return displacement - inside @ self.directions.T
 
     def hold(self, weight: nn.Parameter) -> None:
         """Put `weight` (dim, f+1) back onto the allowed set, exactly at any cadence and under any optimiser."""
         with torch.no_grad():
-            moved = weight.double().cpu() - self.start
-            moved -= (moved @ self.directions) @ self.directions.T
+            moved = self.allowed(weight.double().cpu() - self.start)
             drift = float(torch.linalg.norm(moved @ self.rest))
             if drift > self.budget:
                 moved *= self.budget / drift  # drift is linear in the displacement
@@ -91,13 +102,50 @@ class Protection:
         return self.directions.shape[1] / self.directions.shape[0]
 
 
-def protect(weight: Tensor, seen: Moments, epsilon: float, drift_budget: float = math.inf) -> Protection:
+def protect(
+    weight: Tensor, seen: Moments, epsilon: float, drift_budget: float = math.inf, partners: Tensor | None = None
+) -> Protection:
     """Protect what `weight` (dim, f+1) makes of the inputs seen so far.
 
-    `drift_budget` is relative to the RMS of the old embeddings; nine tenths of it may be used.
+    `drift_budget` is relative to the RMS of the old embeddings; nine tenths of it may be used. With `partners`, the
+    second moment (dim, dim) of what old partners' heads made of theirs, only inner products with these are protected.
     """
     start = weight.detach().double().cpu().clone()
     directions, factor = basis(seen.second, epsilon), root(seen.second)
-    rest = factor - directions @ (directions.T @ factor)
+    rest = factor if partners is not None else factor - directions @ (directions.T @ factor)
     budget = SPENDABLE * drift_budget * float(torch.linalg.norm(start @ factor)) if seen.count else math.inf
-    return Protection(start, directions, rest, budget)
+    outputs = None if partners is None else basis(partners, epsilon)
+    return Protection(start, directions, rest, budget, outputs)
+
+
+class Rotated(nn.Module):
+    """A head's weight as start + X N^T, N (f+1, r) spanning all that is not protected: the optimiser sees X (dim, r).
+
+    Exact under any optimiser without a projection, its state is smaller, and weight decay draws X to 0, which is the
+    weight to its start (dns.md, section 8.1). One-sided. Use it through torch.nn.utils.parametrize:
+
+    >>> head = nn.Linear(2, 1, bias=False)
+    >>> seen = Moments(torch.diag(torch.tensor([1.0, 0.0], dtype=torch.float64)), 1)
+    >>> rotate(head, protect(head.weight, seen, 0.0)).original.shape
+    torch.Size([1, 1])
+    """
+
+    def __init__(self, protection: Protection, like: Tensor) -> None:
+        super().__init__()
+        self.start: Tensor
+        self.free: Tensor
+        q = torch.linalg.qr(protection.directions, mode="complete").Q
+        self.register_buffer("start", protection.start.to(like))
+        self.register_buffer("free", q[:, protection.directions.shape[1] :].to(like))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.start + x @ self.free.T
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return (weight - self.start) @ self.free
+
+
+def rotate(head: nn.Module, protection: Protection) -> ParametrizationList:
+    """Let `head.weight` move in its free directions alone, until `parametrize.remove_parametrizations`."""
+    parametrize.register_parametrization(head, "weight", Rotated(protection, head.weight))
+    return cast(ParametrizationList, head.parametrizations.weight)

@@ -29,7 +29,7 @@ from lineside.windows import Samples
 Row = dict[str, str]
 STILL_HZ = 4  # how often a still picture is shown in its second
 DIGIT_PX = 96
-WELL = frozenset({"normal", "ok", "good"})  # what manifests call a thing without a fault
+WELL = frozenset({"normal", "ok", "good", "healthy"})  # what manifests call a thing without a fault
 ROOM = 12  # level of the noise under a clip of sound: no microphone is digitally silent
 
 
@@ -212,8 +212,9 @@ def _faults(labels: set[str]) -> set[str]:
 
     Classes that are neither (kinds of sound, say) tell of none. -1 is what nobody could decide: no normal running.
     """
-    well = WELL | {"0"} if labels <= {"-1", "0", "1"} else WELL
-    return labels - well if labels & well else set()
+    names = WELL | {"0"} if labels <= {"-1", "0", "1"} else WELL
+    well = {label for label in labels if label.strip().casefold() in names}
+    return labels - well if well else set()
 
 
 def _rows(source: Path, name: str) -> list[Row]:

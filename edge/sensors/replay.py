@@ -10,17 +10,16 @@ from edge.config import SensorSettings
 from edge.sensors.pace import Pace
 from lineside.clock import NS, Clock
 from lineside.errors import RecordingError, SensorError
-from lineside.recording import Recording
+from lineside.recording import Recording, loop_span, replay_shift
 from lineside.windows import Samples
 
 
 class Replay:
     """One sensor of an MCAP recording at the pace of the clock.
 
-    Stamps are moved by whole seconds, so that windows cut the signal where they would have cut the original, and the
-    recording's first sample (or the one at `from_s`) lies in the second from `origin_ns` on: sensors with one origin
-    stay aligned. With `loop`, each pass lasts the recording's whole seconds, and what is beyond them is left out: the
-    joint has no hole.
+    Stamps are moved by whole seconds (lineside.recording.replay_shift), and the recording's first sample (or the one at
+    `from_s`) lies in the second from `origin_ns` on: sensors with one origin and one `from_s` stay aligned. With
+    `loop`, each pass lasts the recording's whole seconds, and what is beyond them is left out: the joint has no hole.
     """
 
     def __init__(self, settings: SensorSettings, clock: Clock, origin_ns: int, base: Path) -> None:
@@ -40,7 +39,7 @@ class Replay:
 
     def _played(self, recording: Recording) -> Iterator[Samples]:
         first_ns, last_ns = recording.span_ns()
-        span_ns = max(1, (last_ns - first_ns) // NS) * NS
+        span_ns = loop_span(first_ns, last_ns)
         end_ns = first_ns + span_ns if self._settings.loop else last_ns
         begin_ns = first_ns + round(self._settings.from_s * NS)
         if begin_ns >= end_ns:
@@ -48,10 +47,10 @@ class Replay:
                 f"{self._path} lasts {(end_ns - first_ns) / NS:g} s, it cannot begin at {self._settings.from_s:g} s"
             )
             raise SensorError(self._settings.name, reason, "lower from_s in [[sensors]]")
-        shift_ns = -(-(self._origin_ns - begin_ns) // NS) * NS
+        shift_ns = replay_shift(begin_ns, self._origin_ns)
         while not self._pace.closed:
             found = False
-            for samples in recording.samples(self._recorded):
+            for samples in recording.samples(self._recorded, begin_ns):
                 found = True
                 yield from self._paced(samples.between(begin_ns, end_ns), shift_ns)
                 if self._pace.closed:
