@@ -111,16 +111,14 @@ def _second(line: Line) -> str:
 
     A second product needs more room than a later part of the same recording.
     """
+    budget = "" if line.kind == "simulation" else "\n[protection]\ndrift_budget = 0.01\n"
     return f"""\
 parent = "stages/1"
 
 [defects]
 own = 0
 together = 0
-
-[protection]
-drift_budget = {0.03 if line.kind == "simulation" else 0.01}
-"""
+{budget}"""
 
 
 def write(path: Path, text: str) -> Path:

@@ -31,6 +31,7 @@ def measure(clock: Clock, dim: int = 512, batch: int = 64, rounds: int = 60) -> 
     start = [nn.Linear(dim, dim, bias=False) for _ in range(2)]
     protections = [protect(head.weight, nothing_seen(dim - 1).joined(old), 1e-12) for head in start]
     dense = [(p.directions @ p.directions.T).float() for p in protections]
+    quick = [protection.like(head.weight) for protection, head in zip(protections, start, strict=True)]
     every = torch.eye(dim)
 
     def gradients(heads: Heads, step: int) -> None:
@@ -40,12 +41,12 @@ def measure(clock: Clock, dim: int = 512, batch: int = 64, rounds: int = 60) -> 
 
     def held(heads: Heads, step: int) -> None:
         if (step + 1) % EVERY == 0:
-            _hold(heads, protections)
+            _hold(heads, quick)
 
     ways: dict[str, tuple[Heads, Extra | None, Extra | None]] = {
         "plain": (copy.deepcopy(start), None, None),
         "dense": (copy.deepcopy(start), gradients, None),
-        "held every step": (copy.deepcopy(start), None, lambda heads, step: _hold(heads, protections)),
+        "held every step": (copy.deepcopy(start), None, lambda heads, step: _hold(heads, quick)),
         "held every 8": (copy.deepcopy(start), None, held),
         "rotated": (_rotated(copy.deepcopy(start), protections), None, None),
     }

@@ -62,6 +62,7 @@ def train(
     first = checkpoint.resume(folder, identity, encoders, optimiser)
     last = steps if max_steps is None else min(steps, max_steps)
     log = checkpoint.read_log(folder, first) or [COLUMNS]
+    quick = {modality: each.like(encoders[modality].head.weight) for modality, each in protections.items()}
     encoders.train()
     began = clock.now_ns()
     for step in range(first, last):
@@ -79,7 +80,7 @@ def train(
                 group["lr"] = rate * group["pace"]
             optimiser.step()
         if (step + 1) % plan.protection.every == 0 or step + 1 == steps:
-            for modality, protection in protections.items():
+            for modality, protection in (protections if step + 1 == steps else quick).items():
                 protection.hold(encoders[modality].head.weight)
         told = " ".join(f"{name.replace(' ', ':')}={value:.4f}" for name, value in terms.items())
         value = math.nan if loss is None else loss.item()

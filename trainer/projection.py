@@ -71,14 +71,21 @@ def basis(second: Tensor, epsilon: float) -> Tensor:
 class Protection:
     """Holds one head to its start on the protected directions, and its drift on the others to a budget.
 
-    Build it with `protect`. `budget` bounds ||D rest||, the RMS change of old embeddings by the displacement D.
+    Build it with `protect`, in float64. `budget` bounds ||D rest||, the RMS change of old embeddings by the
+    displacement D.
     """
 
-    start: Tensor  # (dim, f+1) float64
-    directions: Tensor  # (f+1, k) float64
-    rest: Tensor  # (f+1, r) float64, a factor of the old inputs' second moment outside what is held
+    start: Tensor  # (dim, f+1)
+    directions: Tensor  # (f+1, k)
+    rest: Tensor  # (f+1, r), a factor of the old inputs' second moment outside what is held
     budget: float = math.inf
-    outputs: Tensor | None = None  # (dim, k') float64, the partners' directions; None: all, one-sided
+    outputs: Tensor | None = None  # (dim, k'), the partners' directions; None: all, one-sided
+
+    def like(self, weight: Tensor) -> Protection:
+        """The same in the precision and on the device of `weight`: quick, and exact to that precision's rounding."""
+        outputs = None if self.outputs is None else self.outputs.to(weight)
+        start, directions, rest = (x.to(weight) for x in (self.start, self.directions, self.rest))
+        return Protection(start, directions, rest, self.budget, outputs)
 
     def allowed(self, displacement: Tensor) -> Tensor:
         """The nearest displacement (dim, f+1) that changes nothing protected: D - U U^T D V V^T."""
@@ -90,7 +97,7 @@ class Protection:
     def hold(self, weight: nn.Parameter) -> None:
         """Put `weight` (dim, f+1) back onto the allowed set, exactly at any cadence and under any optimiser."""
         with torch.no_grad():
-            moved = self.allowed(weight.double().cpu() - self.start)
+            moved = self.allowed(weight.to(self.start) - self.start)
             drift = float(torch.linalg.norm(moved @ self.rest))
             if drift > self.budget:
                 moved *= self.budget / drift  # drift is linear in the displacement
@@ -113,6 +120,7 @@ def protect(
     start = weight.detach().double().cpu().clone()
     directions, factor = basis(seen.second, epsilon), root(seen.second)
     rest = factor if partners is not None else factor - directions @ (directions.T @ factor)
+    rest = rest[:, rest.norm(dim=0) > 1e-12 * factor.norm()]
     budget = SPENDABLE * drift_budget * float(torch.linalg.norm(start @ factor)) if seen.count else math.inf
     outputs = None if partners is None else basis(partners, epsilon)
     return Protection(start, directions, rest, budget, outputs)
