@@ -49,9 +49,9 @@ def embed(encoder: Encoder, windows: NDArray[np.generic], with_head: bool = True
 
 def encode(encoder: Encoder, windows: NDArray[np.generic]) -> Encoded:
     """Embeddings (n, dim) and features of unit norm (n, f), as an exported encoder gives them."""
-    inputs = torch.from_numpy(embed(encoder, windows, with_head=False))
+    inputs = torch.from_numpy(embed(encoder, windows, with_head=False)).to(encoder.head.weight.device)
     with torch.no_grad():
-        return Encoded(unit(encoder.head.cpu()(inputs)).numpy(), unit(inputs).numpy())
+        return Encoded(unit(encoder.head(inputs)).cpu().numpy(), unit(inputs).cpu().numpy())
 
 
 def ranks(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.int64]:
