@@ -46,16 +46,37 @@ class SeriesPrepare(msgspec.Struct, frozen=True, tag="series/1", forbid_unknown_
     samples: int = 256
 
 
-Prepare = CameraPrepare | MicrophonePrepare | SeriesPrepare
+class FeaturesPrepare(msgspec.Struct, frozen=True, tag="features/1", forbid_unknown_fields=True):
+    """A vector of `width` numbers that a frozen network made of the window; `backbone` is the SHA-256 of its file.
+
+    It serves any modality, whose name stands beside it (in a stage's `prepare`, in a feature file).
+    """
+
+    width: int
+    backbone: str
+
+
+RawPrepare = CameraPrepare | MicrophonePrepare | SeriesPrepare
+Prepare = RawPrepare | FeaturesPrepare
+BACKBONE_FIRST = "its frozen backbone has to run first, which a device cannot do yet"
+
+
+def kind(spec: Prepare) -> str:
+    """Name and number of a preparation, as it stands in its JSON.
+
+    >>> kind(CameraPrepare())
+    'camera/1'
+    """
+    return str(msgspec.to_builtins(spec)["type"])
 
 
 def modality(spec: Prepare) -> str:
-    """The modality that a preparation belongs to.
+    """The modality that a preparation belongs to; `features`, which is none, where a backbone ran before.
 
     >>> modality(SeriesPrepare(channels=3))
     'series'
     """
-    return str(msgspec.to_builtins(spec)["type"]).partition("/")[0]
+    return kind(spec).partition("/")[0]
 
 
 def shape(spec: Prepare) -> tuple[int, ...]:
@@ -64,6 +85,8 @@ def shape(spec: Prepare) -> tuple[int, ...]:
     >>> shape(CameraPrepare()), shape(MicrophonePrepare()), shape(SeriesPrepare(channels=3))
     ((6, 96, 96), (1, 64, 59), (3, 256))
     """
+    if isinstance(spec, FeaturesPrepare):
+        return (spec.width,)
     if isinstance(spec, CameraPrepare):
         return (3 * spec.frames, spec.height, spec.width)
     if isinstance(spec, MicrophonePrepare):
@@ -79,8 +102,11 @@ def dtype(spec: Prepare) -> np.dtype[np.generic]:
 def prepare(spec: Prepare, window: Window) -> NDArray[np.generic]:
     """One raw window to one encoder input of `shape(spec)` and `dtype(spec)`.
 
-    Raises ValueError when the window is not of the spec's modality, rate or channel count, or has no samples.
+    Raises ValueError when the window is not of the spec's modality, rate or channel count, or has no samples, and
+    for a `FeaturesPrepare`, which is made by its backbone and not here.
     """
+    if isinstance(spec, FeaturesPrepare):
+        raise ValueError(f"{window.sensor}: a raw window for {kind(spec)}: {BACKBONE_FIRST}")
     if window.modality != modality(spec) or not len(window.data):
         raise ValueError(f"{window.sensor}: a {window.modality} window of {len(window.data)} samples for {spec}")
     if isinstance(spec, CameraPrepare):
@@ -136,13 +162,20 @@ def to_json(spec: Prepare) -> str:
 def from_json(text: str) -> Prepare:
     """Read a preparation from metadata.
 
-    Raises ReleaseError (check `prepare`) for one that this version does not implement.
+    Raises ReleaseError (check `prepare`) for one that this version does not implement on a device.
     """
     try:
         spec: Prepare = msgspec.json.decode(text, type=Prepare)
     except msgspec.DecodeError as error:
         raise ReleaseError("prepare", "encoder", f"unknown preparation {text} ({error})", "update the agent") from error
+    if isinstance(spec, FeaturesPrepare):  # known, but refused here: whoever reads metadata is to run the encoder
+        raise _no_device_runs(spec)
     return spec
+
+
+def _no_device_runs(spec: FeaturesPrepare) -> ReleaseError:
+    """Why nothing that runs on a device is made of `spec`."""
+    return ReleaseError("prepare", "encoder", f"{kind(spec)}: {BACKBONE_FIRST}", "release one trained on raw windows")
 
 
 def fingerprint(spec: Prepare) -> str:
@@ -154,26 +187,29 @@ def golden_windows(spec: Prepare, count: int = 2) -> list[Window]:
     """Raw windows made by rule, for the self-test that travels inside an encoder (no picture of a real plant leaves).
 
     They are smooth patterns with a little seeded noise, raw-sized, so that resizing and log-mel are tested too.
+    Raises ReleaseError (check `prepare`) for a `FeaturesPrepare`, which begins after the raw window.
     """
+    if isinstance(spec, FeaturesPrepare):
+        raise _no_device_runs(spec)
     rng = np.random.default_rng(20_240_501)
     return [_golden(spec, float(k), rng) for k in range(count)]
 
 
-def _golden(spec: Prepare, k: float, rng: np.random.Generator) -> Window:
-    kind = modality(spec)
+def _golden(spec: RawPrepare, k: float, rng: np.random.Generator) -> Window:
+    name = modality(spec)
     if isinstance(spec, CameraPrepare):
         y, x = np.mgrid[0:48, 0:64] / 16.0
         base = [np.sin(x * (1 + k) + c) + np.cos(y * (2 - c / 3) + k + 0.4 * f) for f in range(4) for c in range(3)]
         wave = np.stack(base).reshape(4, 3, 48, 64).transpose(0, 2, 3, 1)
         noise = rng.normal(0, 3, wave.shape)
         data: NDArray[np.generic] = np.clip(127 + 60 * wave + noise, 0, 255).astype(np.uint8)
-        return Window("golden", kind, 0, 10**9, 4.0, data, 0)
+        return Window("golden", name, 0, 10**9, 4.0, data, 0)
     if isinstance(spec, MicrophonePrepare):
         t = np.arange(spec.samples) / spec.rate_hz
         tone = np.sin(2 * np.pi * (220 + 330 * k) * t) * (1 + 0.5 * np.sin(2 * np.pi * 5 * t))
         data = np.clip(6000 * tone + rng.normal(0, 300, len(t)), -32768, 32767).astype(np.int16)
-        return Window("golden", kind, 0, 10**9, float(spec.rate_hz), data, 0)
+        return Window("golden", name, 0, 10**9, float(spec.rate_hz), data, 0)
     t = np.arange(spec.samples)[:, None] / spec.samples
     phase = np.arange(spec.channels)[None]
     data = (np.sin(2 * np.pi * (3 + k) * t + phase) + rng.normal(0, 0.05, (spec.samples, spec.channels))).astype("f4")
-    return Window("golden", kind, 0, 10**9, float(spec.samples), data, 0)
+    return Window("golden", name, 0, 10**9, float(spec.samples), data, 0)

@@ -71,6 +71,6 @@ def plan(out: str, recording: str, **changes) -> Plan:
 def train_two(folder: Path) -> None:
     """`one` and `two` in `folder`: the scene, then the same scene under bluer light."""
     record(folder / "one.mcap", 120, seed=1)
-    record(folder / "two.mcap", 60, seed=2, tint=0.5)
+    record(folder / "two.mcap", 90, seed=2, tint=0.5)
     run_stage(plan("one", "one.mcap"), folder, SystemClock())
-    run_stage(plan("two", "two.mcap", parent="one", epochs=4), folder, SystemClock())
+    run_stage(plan("two", "two.mcap", parent="one", epochs=6), folder, SystemClock())

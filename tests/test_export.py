@@ -107,12 +107,14 @@ def test_only_operators_that_tensorrt_parses(folder):
     ],
     ids=features.modality,
 )
-def test_any_preparation_exports_and_agrees(spec, tmp_path):
+@pytest.mark.parametrize("width", [0, 128], ids=["learned", "fixed"])
+def test_any_preparation_exports_and_agrees(spec, width, tmp_path):
     import onnxruntime
 
     torch.manual_seed(1)
-    encoder = Encoder(spec, 16).eval()
+    encoder = Encoder(spec, 16, width).eval()
     windows = parity.golden_inputs(spec)
+    encoder.fit(torch.from_numpy(windows))
     onnx.save(to_onnx(encoder, spec), tmp_path / "e.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "e.onnx", providers=["CPUExecutionProvider"])
     np.testing.assert_allclose(session.run(None, {"window": windows})[0], embed(encoder, windows), atol=1e-4)

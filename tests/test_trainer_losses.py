@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from trainer import defects
-from trainer.losses import Seen, defect_loss, info_nce, pair_loss, total_loss
+from trainer.losses import Kinds, Seen, defect_loss, info_nce, pair_loss, sensor_losses, total
 from trainer.plan import DefectSettings
 
 TEMPERATURE = 0.2
@@ -58,9 +58,9 @@ def test_defect_loss_is_the_slow_sum():
 def test_a_sensor_without_a_partner_is_contrasted_with_its_own_windows():
     one = seen(5, [True, False, True, True, True], 30)
     here = [0, 2, 3, 4]
-    loss, terms = total_loss({"a": one}, TEMPERATURE, DefectSettings())
+    terms = sensor_losses({"a": one}, [], TEMPERATURE, DefectSettings())
     assert list(terms) == ["alone a"]
-    assert loss.item() == pytest.approx(
+    assert total(terms, {}).item() == pytest.approx(
         slow_nce(one.z[here], one.again[here], one.defect[:, here].flatten(0, 1)), rel=1e-12
     )
 
@@ -81,11 +81,23 @@ def test_absent_windows_change_nothing_and_get_no_gradient():
 
 def test_a_pair_that_never_meets_is_left_out_of_the_mean():
     batch = {"a": seen(4, seed=1), "b": seen(4, seed=4), "c": seen(4, [True, False, False, False], 7)}
-    loss, terms = total_loss(batch, TEMPERATURE, DefectSettings())
+    pairs = [("a", "b"), ("a", "c"), ("b", "c"), ("a", "not there")]
+    terms = sensor_losses(batch, pairs, TEMPERATURE, DefectSettings())
     assert sorted(terms) == ["a+b", "defect a", "defect b", "defect c"]
-    own = np.mean([terms["defect a"], terms["defect b"], terms["defect c"]])
-    assert loss.item() == pytest.approx(terms["a+b"] + own)
-    assert total_loss({"a": seen(1, wrong=False)}, TEMPERATURE, DefectSettings()) == (None, {})
+    own = np.mean([terms[name].item() for name in ("defect a", "defect b", "defect c")])
+    assert total(terms, {}).item() == pytest.approx(terms["a+b"].item() + own)
+    assert total(terms, {"pair": 0.25}).item() == pytest.approx(0.25 * terms["a+b"].item() + own)
+    nothing = sensor_losses({"a": seen(1, wrong=False)}, pairs, TEMPERATURE, DefectSettings())
+    assert (nothing, total(nothing, {})) == ({}, None)
+
+
+def test_labels_make_every_moment_of_a_kind_a_right_answer():
+    a, b = seen(4, [True, True, True, False], 1, wrong=False), seen(4, None, 2, wrong=False)
+    kinds = Kinds(torch.tensor([0, 0, 1, 1]), torch.tensor([True, True, False, True]))
+    shares = {(i, j): math.exp(float(a.z[i] @ b.z[j]) / TEMPERATURE) for i in range(3) for j in range(3)}
+    forth = [-math.log(shares[i, j] / sum(shares[i, k] for k in range(3))) for i in (0, 1) for j in (0, 1)]
+    back = [-math.log(shares[j, i] / sum(shares[k, i] for k in range(3))) for i in (0, 1) for j in (0, 1)]
+    assert pair_loss(a, b, TEMPERATURE, kinds).item() == pytest.approx((np.mean(forth) + np.mean(back)) / 2, rel=1e-6)
 
 
 def test_more_wrong_answers_make_it_harder():
@@ -93,8 +105,8 @@ def test_more_wrong_answers_make_it_harder():
     assert info_nce(a, b, unit(3, 8, seed=3), TEMPERATURE) > info_nce(a, b, None, TEMPERATURE)
 
 
-HARMLESS_NOISE = {"camera": 2.0, "microphone": 0.1, "series": 0.03}
-WINDOWS = {"camera": (6, 48, 64), "microphone": (1, 64, 59), "series": (3, 256)}
+HARMLESS_NOISE = {"camera": 2.0, "microphone": 0.1, "series": 0.03, "features": 0.03}
+WINDOWS = {"camera": (6, 48, 64), "microphone": (1, 64, 59), "series": (3, 256), "features": (96,)}
 
 
 def windows(modality, n=4):
@@ -129,7 +141,9 @@ def test_every_defect_changes_a_window_more_than_harmless_noise(modality, kind):
 @pytest.mark.parametrize("modality", list(WINDOWS))
 def test_harmless_changes_are_small_and_of_the_generator_alone(modality):
     batch = windows(modality)
-    weak, again = (defects.weakly(modality, batch, np.random.default_rng(1)) for _ in range(2))
+    weak, again = (defects.weakly(modality, batch, [np.random.default_rng(k) for k in range(4)]) for _ in range(2))
     assert torch.equal(weak, again)
+    alone = defects.weakly(modality, batch[2:3], [np.random.default_rng(2)])
+    assert torch.equal(alone[0], weak[2])  # whatever else is in the batch
     assert not torch.equal(weak, batch.float())
     assert abs(float(weak.mean() - batch.float().mean())) < 0.1 * float(batch.float().abs().mean())

@@ -212,7 +212,8 @@ def test_defects_are_told_from_normal_windows_by_the_embedding(folder):
     for modality in stage.prepare:
         normal = embed(encoders[modality], data.of_modality(modality, learn))
         windows = data.of_modality(modality, held)
-        broken = defective(modality, torch.from_numpy(windows), np.random.default_rng(99)).numpy()
+        chance = [np.random.default_rng([99, k]) for k in range(len(windows))]
+        broken = defective(modality, torch.from_numpy(windows), chance).numpy()
         far, near = (1 - (embed(encoders[modality], w) @ normal.T).max(axis=1) for w in (broken, windows))
         assert (far[:, None] > near[None]).mean() > 0.8, modality
 

@@ -36,6 +36,8 @@ def stage(
 
     Example: lineside train stage plan.toml
 
+    On several GPUs, or several machines, start it with torchrun: torchrun --nproc-per-node 2 -m trainer stage plan.toml
+
     A plan can be this short:
 
         out = "stage-1"
@@ -47,17 +49,28 @@ def stage(
     from lineside import config
     from trainer.checkpoint import must_pass
     from trainer.plan import Plan, place
-    from trainer.progress import Bar
+    from trainer.processes import joined
+    from trainer.progress import Bar, silent, unheard
     from trainer.stage import run_stage
 
     wanted, base, clock = config.load(plan, Plan), plan.resolve().parent, SystemClock()
     began = clock.now_ns()
-    with Bar() as bar:
-        done = run_stage(wanted, base, clock, bar)
+    heard: list[str] = []
+
+    def tell(warning: str) -> None:
+        if warning not in heard:
+            heard.append(warning)
+            print(f"lineside: warning: {warning}", file=sys.stderr)
+
+    with joined() as world, Bar() as bar:
+        speak = (bar, tell) if world.first else (silent, unheard)
+        done = run_stage(wanted, base, clock, speak[0], world=world, tell=speak[1])
     assert done is not None  # no step limit was given
+    if not world.first:
+        return
     folder = place(wanted.out, base)
     for warning in done.warnings:
-        print(f"lineside: warning: {warning}", file=sys.stderr)
+        tell(warning)
     _say(as_json, {"folder": str(folder), "seconds": round((clock.now_ns() - began) / NS, 1), **_summary(done)})
     must_pass(done, folder)
 
@@ -67,18 +80,68 @@ def bench(
     batch: Annotated[int, typer.Option(min=2, help="Pairs in a batch.")] = 64,
     dim: Annotated[int, typer.Option(min=256, help="Inputs and outputs of a head.")] = 512,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the CPU.")] = 1,
+    encoders: Annotated[bool, typer.Option(help="Measure whole encoders and teachers, not heads alone.")] = False,
+    device: Annotated[str, typer.Option(help="With --encoders: cpu or cuda.")] = "cpu",
+    precision: Annotated[str, typer.Option(help="With --encoders: float32 or bfloat16.")] = "float32",
     as_json: Json = False,
 ) -> None:
-    """Measure what protection costs: steps of two heads with and without it, interleaved in one run.
+    """Measure what protection and teachers cost: steps with and without them, interleaved in one run.
 
-    Example: lineside train bench --batch 256
+    Example: lineside train bench --encoders --batch 32
     """
     import torch
 
-    from trainer.bench import measure
+    from lineside.errors import ConfigError
+    from trainer.bench import measure, measure_encoders
 
+    if device not in ("cpu", "cuda") or precision not in ("float32", "bfloat16"):
+        raise ConfigError("bench", f"there is no {device} or no {precision}", "see --help")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device", "no CUDA device is to be had here", "leave it out, or install a CUDA build")
     torch.set_num_threads(threads)
-    _say(as_json, {"batch": batch, "dim": dim, "threads": threads, **measure(SystemClock(), dim, batch)})
+    about: dict[str, Any] = {"batch": batch, "threads": threads}
+    if encoders:
+        found = measure_encoders(SystemClock(), torch.device(device), batch, precision=precision)
+        about |= {"device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "precision": precision}
+    else:
+        found = measure(SystemClock(), dim, batch)
+        about |= {"dim": dim}
+    _say(as_json, {**about, **found})
+
+
+@app.command()
+def compare(
+    benchmark: Annotated[str, typer.Option(help="av-digits, skab or fan.")],
+    out: Annotated[Path, typer.Option(help="Folder for the runs, the table (Markdown) and the plot.")],
+    data: Annotated[Path, typer.Option(help="Folder of the benchmarks' data.")] = Path("../shared/data/dev"),
+    methods: Annotated[str, typer.Option(help="Methods, with `;` between; all if empty.")] = "",
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds 1 to this.")] = 5,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs a stage.")] = 4,
+    split: Annotated[str, typer.Option(help="test, or val to choose settings on.")] = "test",
+    as_json: Json = False,
+) -> None:
+    """Compare ways of learning stage by stage on real data. What is there already is not run again.
+
+    Example: lineside train compare --benchmark skab --out compare --seeds 2
+    """
+    from lineside.errors import ConfigError
+    from trainer import report
+    from trainer.benchmarks import BENCHMARKS
+    from trainer.compare import compare as run_all
+    from trainer.methods import METHODS
+    from trainer.progress import Bar
+
+    chosen = [name.strip() for name in methods.split(";") if name.strip()] or list(METHODS)
+    for what, name, known in [("benchmark", benchmark, BENCHMARKS), *(("methods", name, METHODS) for name in chosen)]:
+        if name not in known:
+            raise ConfigError(f"--{what}", f"there is no {name!r}", f"choose of: {'; '.join(known)}")
+    if split not in ("val", "test"):
+        raise ConfigError("--split", f"there is no {split!r}", "choose val or test")
+    with Bar() as bar:
+        runs = run_all(data, benchmark, chosen, range(1, seeds + 1), split, epochs, out / "runs", bar)
+    command = f"lineside train compare --benchmark {benchmark} --seeds {seeds} --epochs {epochs} --split {split}"
+    files = report.write(runs, out, benchmark, command)
+    _say(as_json, {"tables": {name: report.rows(found) for name, found in report.by_benchmark(runs).items()}, **files})
 
 
 @app.command()

@@ -1,20 +1,46 @@
-"""What protection costs: one training step of two heads with and without it, interleaved in one run."""
+"""What protection and teachers cost: training steps with and without them, interleaved in one run."""
 
 from __future__ import annotations
 
 import copy
 import statistics
+import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+import numpy as np
 import torch
+from msgspec import structs
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
-from lineside.clock import Clock
-from trainer import published
+from lineside import features
+from lineside.clock import NS, Clock
+from lineside.features import CameraPrepare, MicrophonePrepare, Prepare
+from trainer import layers, published
+from trainer.data import Dataset, View
+from trainer.loop import Course, one_step, optimiser_of
+from trainer.plan import (
+    DefectSettings,
+    DistillSettings,
+    EncoderSettings,
+    Plan,
+    ProtectionSettings,
+    RecordingPart,
+    TeacherSettings,
+)
 from trainer.projection import Protection, nothing_seen, protect, rotate
+from trainer.rules import Free, Held
+from trainer.stage import Parent, Work, course_of, learn_stage, start
 
 RANK, EVERY, OLD = 128, 8, 2_000
+PEAK_TFLOP_PER_S = {  # dense, from the data sheets; float32 without tensor cores
+    "H100": {"float32": 67.0, "bfloat16": 989.0},
+    "H200": {"float32": 67.0, "bfloat16": 989.0},
+    "A100": {"float32": 19.5, "bfloat16": 312.0},
+}
 Heads = list[nn.Linear]
 Extra = Callable[[Heads, int], None]
 
@@ -95,3 +121,144 @@ def _rotated(heads: Heads, protections: list[Protection]) -> Heads:
     for head, protection in zip(heads, protections, strict=True):
         rotate(head, protection)
     return heads
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of learning a second stage, ready to step."""
+
+    course: Course
+    optimiser: torch.optim.Optimizer
+    milliseconds: list[float]
+    peak: list[float]
+
+
+TEACHERS = {
+    "teachers, cached": (TeacherSettings(cross=1.0, same=1.0, cached=True), DistillSettings(weight=1.0)),
+    "teachers, live": (TeacherSettings(contrast=1.0, cross=1.0, same=1.0), DistillSettings(weight=1.0)),
+}
+
+
+def measure_encoders(
+    clock: Clock, where: torch.device, batch: int = 32, rounds: int = 6, precision: str = "float32"
+) -> dict[str, float]:
+    """Median time of a second stage's step of both default encoders, all layers moving, over that of a plain step.
+
+    `held` keeps every layer to its old inputs' null space, every 8th step; with `teachers, cached` topology and
+    relation distillation are added on embeddings that the old stage gave once, with `teachers, live` everything, the
+    momentum teacher and its queues too. Batch norm is frozen in all. A `peak` ratio is of the memory that torch had at
+    most (on a GPU), `violation` how far `held` layers are from what they may be.
+    """
+    torch.manual_seed(1)
+    first = _random_stage(batch, 1)
+    with tempfile.TemporaryDirectory() as folder:
+        parent = learn_stage(_work(first, None, Path(folder), where, _plan(batch, precision)), clock)
+        assert parent is not None
+        second = _random_stage(batch, 2)
+        plans = {"plain": _plan(batch, precision), "held": _plan(batch, precision)}
+        for name, (teacher, distill) in TEACHERS.items():
+            plans[name] = structs.replace(_plan(batch, precision), teacher=teacher, distill=distill)
+        ways = {
+            name: _way(_work(second, parent, Path(folder), where, plan), free=name == "plain")
+            for name, plan in plans.items()
+        }
+    for step in range(rounds * EVERY):
+        for way in ways.values():
+            _timed(way, step, where, clock)
+    blocks = {
+        name: [sum(way.milliseconds[k : k + EVERY]) for k in range(EVERY, len(way.milliseconds), EVERY)]
+        for name, way in ways.items()
+    }
+    plain, memory = statistics.median(blocks["plain"]), max(ways["plain"].peak)
+    speed = EVERY * _flops(ways["plain"]) / plain / 1e9
+    found = {name: round(statistics.median(sums) / plain, 3) for name, sums in blocks.items()}
+    if memory:
+        found |= {f"peak {name}": round(max(way.peak) / memory, 3) for name, way in ways.items()}
+        found["plain_peak_mib"] = round(memory)
+    return {**found, "plain_ms": round(plain / EVERY, 2), "samples_per_s": round(1000 * EVERY * batch / plain, 1)} | {
+        "tflop_per_s": round(speed, 4),
+        **_share(speed, where, precision),
+        "violation": _violation(ways["held"].course),
+    }
+
+
+def _flops(way: Way) -> float:
+    """Floating-point operations of one step, forward and back."""
+    with FlopCounterMode(display=False) as counter:
+        one_step(way.course, way.optimiser, 0)
+    return float(counter.get_total_flops())
+
+
+def _share(speed: float, where: torch.device, precision: str) -> dict[str, float]:
+    """Share of the GPU's peak, for the GPUs whose data sheet we know."""
+    if where.type != "cuda":
+        return {}
+    name = torch.cuda.get_device_name(where)
+    known = [peaks for model, peaks in PEAK_TFLOP_PER_S.items() if model in name]
+    return {"share_of_peak": round(speed / known[0][precision], 4)} if known else {}
+
+
+def _plan(batch: int, precision: str) -> Plan:
+    return Plan(
+        out="bench",
+        recordings=[RecordingPart(path="random")],
+        epochs=1,
+        batch=batch,
+        precision=precision,  # type: ignore[arg-type]
+        encoders=EncoderSettings(move="all"),
+        defects=DefectSettings(own=0, together=0),
+        protection=ProtectionSettings(epsilon=0.05, every=EVERY, drift_budget=1e9),
+    )
+
+
+def _random_stage(batch: int, seed: int) -> Dataset:
+    rng = np.random.default_rng(seed)
+    specs: dict[str, Prepare] = {"camera": CameraPrepare(), "microphone": MicrophonePrepare()}
+    count, views = 2 * batch, {}
+    for name, spec in specs.items():
+        drawn = rng.normal(size=(count, *features.shape(spec)))
+        inputs = (128 + 40 * drawn).clip(0, 255) if name == "camera" else drawn - 6
+        views[name] = View(name, inputs.astype(features.dtype(spec)), np.ones(count, np.bool_))
+    start = np.arange(count, dtype=np.int64) * NS
+    return Dataset(views, specs, start, np.zeros(count, np.int64), NS, NS, {}, [])
+
+
+def _work(dataset: Dataset, parent: Parent | None, folder: Path, where: torch.device, plan: Plan) -> Work:
+    rows = np.arange(len(dataset))
+    return Work(plan, dataset, rows, rows[:8], parent, folder / "stage", where, plan.protection.epsilon)
+
+
+def _way(work: Work, free: bool) -> Way:
+    encoders = start(work)
+    course, _ = course_of(work, encoders)
+    if free:
+        course = replace(course, rule=Free(), held=frozenset())
+    encoders.train()
+    return Way(course, optimiser_of(encoders, work.plan, course.held), [], [])
+
+
+def _timed(way: Way, step: int, where: torch.device, clock: Clock) -> None:
+    cuda = where.type == "cuda"
+    if cuda:
+        torch.cuda.synchronize(where)
+        torch.cuda.reset_peak_memory_stats(where)
+    began = clock.now_ns()
+    one_step(way.course, way.optimiser, step % way.course.steps)
+    if cuda:
+        torch.cuda.synchronize(where)
+    way.milliseconds.append((clock.now_ns() - began) / 1e6)
+    way.peak.append(torch.cuda.max_memory_allocated(where) / 2**20 if cuda else 0.0)
+
+
+def _violation(course: Course) -> float:
+    """How far protected layers are from what they may be, relative to their weights, when the stage would end."""
+    assert isinstance(course.rule, Held)
+    course.rule.hold(0, last=True)
+    worst = 0.0
+    for name, protections in course.rule.trunks.items():
+        trunk = course.encoders[name].trunk
+        for layer, now in layers.matrices(trunk, protections).items():
+            moved = now - protections[layer].start
+            outside = (moved - protections[layer].allowed(moved)).norm() / protections[layer].start.norm()
+            worst = max(worst, float(outside))
+    return worst

@@ -1,12 +1,20 @@
 """The folder of a stage: JSON and safetensors only, each file written whole, each hash checked before it is parsed.
 
-stage.json              plan, hashes, counters, preparations, metrics, gates, certificate
+stage.json              plan, hashes, counters, preparations, metrics, gates, certificate, ledger
 weights.safetensors     every encoder, as `{modality}.{parameter}`
 statistics.safetensors  second moments of the heads' inputs, and the heads that the stage began with
 bank.safetensors        held-out features by `{stage}/{sensor}/{modality}`, on which later stages measure retention
 calibration.safetensors prepared windows for INT8 calibration and parity
 log.csv                 one row a step
 resume.safetensors      only while the stage is half trained
+
+and, where the plan asks for what they hold:
+
+layers.safetensors      second moments of the inputs of every layer in a trunk, and what moved layers began with
+sums.safetensors        what heads are solved from beside their moments
+replay.safetensors      the moments that are kept whole
+rule.safetensors        what the reference's rule and elastic weight consolidation remember
+teacher.safetensors     the momentum teacher and its queues, as the stage ended
 """
 
 from __future__ import annotations
@@ -18,7 +26,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import torch
+from msgspec import structs
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as parse
 from safetensors.torch import save as pack
@@ -29,15 +40,24 @@ from lineside.errors import ConfigError, GateError
 from lineside.features import Prepare
 from lineside.files import sha256, write_atomic
 from lineside.release import Certificate
+from trainer import layers
+from trainer.data import Dataset, View
 from trainer.encoders import Encoder, Encoders
 from trainer.evaluate import Measured
+from trainer.guide import Guide
+from trainer.layers import LayerMoments
+from trainer.ledger import StageRow
 from trainer.plan import Plan, WindowSettings
 from trainer.projection import Moments
+from trainer.solved import Sums
 
-WEIGHTS, STATISTICS, BANK, CALIBRATION = (
-    f"{name}.safetensors" for name in ("weights", "statistics", "bank", "calibration")
+WEIGHTS, STATISTICS, BANK, CALIBRATION, LAYERS, SUMS, REPLAY, RULE, TEACHER = (
+    f"{name}.safetensors"
+    for name in ("weights", "statistics", "bank", "calibration", "layers", "sums", "replay", "rule", "teacher")
 )
+ALWAYS = (WEIGHTS, STATISTICS, BANK, CALIBRATION)
 RESUME, LOG, STAGE = "resume.safetensors", "log.csv", "stage.json"
+LAST_STEP = 2**62
 
 
 class Counters(msgspec.Struct, frozen=True):
@@ -50,7 +70,11 @@ class Counters(msgspec.Struct, frozen=True):
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True):
-    """All that is known of a finished stage, except its tensors; `files` holds the SHA-256 of theirs."""
+    """All that is known of a finished stage, except its tensors; `files` holds the SHA-256 of theirs.
+
+    `widths` are those of fixed trunks (0: a learned one), `pairs` the modalities ever trained together, `labels` those
+    that heads were solved for, in the order of their anchors, `replay` the stage and label of each replayed moment.
+    """
 
     stage: int
     parent: str
@@ -62,13 +86,19 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     prepare: dict[str, Prepare]
     prepare_sha256: dict[str, str]
     sensors: dict[str, str]
+    widths: dict[str, int]
+    pairs: list[tuple[str, str]]
+    labels: list[str]
+    replay: list[str]
     windows: WindowSettings
     counters: Counters
     bad_windows: dict[str, dict[str, int]]
     warnings: list[str]
+    epsilon: float
     capacity: dict[str, float]
     metrics: Measured
     certificate: Certificate
+    ledger: list[StageRow]
 
     @property
     def name(self) -> str:
@@ -89,6 +119,62 @@ class Change:
     seen: Moments
 
 
+@dataclass(frozen=True)
+class LayerChange:
+    """The same of an old trunk's layers that moved: their matrices when the stage began, and what they had seen."""
+
+    starts: dict[str, Tensor]
+    seen: dict[str, LayerMoments]
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Moments that are kept whole: inputs (n, *shape) and presence (n,) by sensor, and `{stage}/{label}` of each."""
+
+    inputs: dict[str, Tensor]
+    present: dict[str, Tensor]
+    keys: list[str]
+
+    def only(self, rows: list[int]) -> Replay:
+        """Those of some rows, in their order."""
+        inputs, present = ({name: x[rows] for name, x in part.items()} for part in (self.inputs, self.present))
+        return Replay(inputs, present, [self.keys[row] for row in rows])
+
+    def after(self, old: Replay | None) -> Replay:
+        """With `old` moments before these; a sensor that one of them lacks is absent there."""
+        if old is None:
+            return self
+        inputs, present = {}, {}
+        for name in self.inputs.keys() | old.inputs.keys():
+            like = (self if name in self.inputs else old).inputs[name]
+            parts = [part.inputs.get(name, like.new_zeros(len(part.keys), *like.shape[1:])) for part in (old, self)]
+            shown = [part.present.get(name, torch.zeros(len(part.keys), dtype=torch.bool)) for part in (old, self)]
+            inputs[name], present[name] = torch.cat(parts), torch.cat(shown)
+        return Replay(inputs, present, [*old.keys, *self.keys])
+
+    def dataset(self, like: Dataset) -> Dataset:
+        """As a dataset of the sensors of `like`."""
+        views = {}
+        for sensor, view in like.views.items():
+            nothing = np.zeros((len(self.keys), *view.inputs.shape[1:]), view.inputs.dtype)
+            inputs = self.inputs[sensor].numpy() if sensor in self.inputs else nothing
+            present = self.present[sensor].numpy() if sensor in self.present else np.zeros(len(self.keys), np.bool_)
+            views[sensor] = View(view.modality, inputs, present)
+        none = np.zeros(len(self.keys), np.int64)
+        labels = np.array([key.partition("/")[2] for key in self.keys], np.str_)
+        return Dataset(views, like.specs, none, none - 1, like.length_ns, like.hop_ns, {}, [], labels)
+
+
+def replay_from(dataset: Dataset, rows: NDArray[np.int64], stage: int) -> Replay:
+    """The moments `rows` of a dataset, kept whole."""
+    names = dataset.labels[rows].tolist() if len(dataset.labels) else [""] * len(rows)
+    return Replay(
+        {sensor: torch.from_numpy(view.inputs[rows]) for sensor, view in dataset.views.items()},
+        {sensor: torch.from_numpy(view.present[rows]) for sensor, view in dataset.views.items()},
+        [f"{stage}/{name}" for name in names],
+    )
+
+
 @dataclass
 class Tensors:
     """The tensors of a stage folder; `changes` is empty for a first stage, `bank` see above."""
@@ -98,10 +184,16 @@ class Tensors:
     changes: dict[str, Change] = field(default_factory=dict)
     bank: dict[str, Tensor] = field(default_factory=dict)
     calibration: dict[str, Tensor] = field(default_factory=dict)
+    layers: dict[str, dict[str, LayerMoments]] = field(default_factory=dict)
+    layer_changes: dict[str, LayerChange] = field(default_factory=dict)
+    sums: Sums = field(default_factory=Sums)
+    replay: Replay | None = None
+    rule: dict[str, Tensor] = field(default_factory=dict)
+    guide: dict[str, Tensor] = field(default_factory=dict)
 
 
-def save_tensors(folder: Path, tensors: Tensors) -> dict[str, str]:
-    """Write all tensors; gives the SHA-256 of each file."""
+def save(folder: Path, stage: Stage, tensors: Tensors) -> Stage:
+    """Write a whole stage, stage.json last, and forget how to resume it; gives it with its files' hashes and space."""
     statistics: dict[str, Tensor] = {}
     for modality, seen in tensors.seen.items():
         statistics |= _moments_out(f"{modality}/seen", seen)
@@ -112,19 +204,24 @@ def save_tensors(folder: Path, tensors: Tensors) -> dict[str, str]:
         STATISTICS: statistics,
         BANK: tensors.bank,
         CALIBRATION: tensors.calibration,
+        LAYERS: _layers_out(tensors),
+        SUMS: _sums_out(tensors.sums),
+        REPLAY: _replay_out(tensors.replay),
+        RULE: _contiguous(tensors.rule),
+        TEACHER: _contiguous(tensors.guide),
     }
     hashes = {}
     for name, content in files.items():
-        data = pack(content)
-        write_atomic(folder / name, data)
-        hashes[name] = sha256(data)
-    return hashes
-
-
-def save_stage(folder: Path, stage: Stage) -> None:
-    """Write stage.json, the last file of a stage, and forget how to resume it."""
+        if content or name in ALWAYS:
+            data = pack(content)
+            write_atomic(folder / name, data)
+            hashes[name] = sha256(data)
+    space = stage.space or f"s-{hashes[WEIGHTS][:12]}"
+    prints = {name: features.fingerprint(spec) for name, spec in stage.prepare.items()}
+    stage = structs.replace(stage, files=hashes, space=space, prepare_sha256=prints)
     write_atomic(folder / STAGE, msgspec.json.format(msgspec.json.encode(stage), indent=2) + b"\n")
     (folder / RESUME).unlink(missing_ok=True)
+    return stage
 
 
 def load_stage(folder: Path) -> Stage:
@@ -141,7 +238,7 @@ def load_stage(folder: Path) -> Stage:
 
 def load_tensors(folder: Path, stage: Stage) -> Tensors:
     """Read a stage's tensors. Raises ConfigError when a file is missing or is not the one that was written."""
-    encoders = build(stage.prepare, stage.plan.dim)
+    encoders = build(stage.prepare, stage.plan.dim, stage.widths)
     encoders.load_state_dict(_checked(folder, stage, WEIGHTS))
     statistics = _checked(folder, stage, STATISTICS)
     seen = {name: _moments_in(f"{name}/seen", statistics) for name in stage.prepare}
@@ -150,17 +247,26 @@ def load_tensors(folder: Path, stage: Stage) -> Tensors:
         for name in stage.prepare
         if f"{name}/start" in statistics
     }
-    return Tensors(encoders, seen, changes, _checked(folder, stage, BANK), _checked(folder, stage, CALIBRATION))
+    stored = {name: _checked(folder, stage, name) if name in stage.files else {} for name in (LAYERS, SUMS, REPLAY)}
+    seen_layers, layer_changes = _layers_in(stored[LAYERS], stage)
+    return Tensors(
+        encoders,
+        seen,
+        changes,
+        _checked(folder, stage, BANK),
+        _checked(folder, stage, CALIBRATION),
+        seen_layers,
+        layer_changes,
+        _sums_in(stored[SUMS], stage.labels),
+        _replay_in(stored[REPLAY], stage.replay),
+        _checked(folder, stage, RULE) if RULE in stage.files else {},
+        _checked(folder, stage, TEACHER) if TEACHER in stage.files else {},
+    )
 
 
-def build(specs: Mapping[str, Prepare], dim: int) -> Encoders:
-    """One fresh encoder a modality."""
-    return Encoders({name: Encoder(specs[name], dim) for name in sorted(specs)})
-
-
-def fingerprints(specs: Mapping[str, Prepare]) -> dict[str, str]:
-    """Hash of each modality's preparation."""
-    return {name: features.fingerprint(spec) for name, spec in specs.items()}
+def build(specs: Mapping[str, Prepare], dim: int, widths: Mapping[str, int]) -> Encoders:
+    """One fresh encoder a modality, with a fixed trunk where `widths` says more than 0."""
+    return Encoders({name: Encoder(specs[name], dim, widths.get(name, 0)) for name in sorted(specs)})
 
 
 def must_pass(stage: Stage, folder: Path) -> None:
@@ -174,17 +280,27 @@ def must_pass(stage: Stage, folder: Path) -> None:
 
 
 def save_progress(
-    folder: Path, identity: str, step: int, encoders: nn.Module, optimiser: torch.optim.Optimizer, log: list[list[str]]
+    folder: Path,
+    identity: str,
+    step: int,
+    encoders: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    guide: Guide | None,
+    log: list[list[str]],
 ) -> None:
     """Write all that a half-trained stage needs to go on: one file, so that no two can disagree."""
     tensors = {f"model/{name}": tensor for name, tensor in encoders.state_dict().items()}
     for index, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser/{index}/{name}": value for name, value in state.items()}
+    if guide is not None:
+        tensors |= {f"guide/{name}": tensor for name, tensor in guide.state().items()}
     write_log(folder, log)
     write_atomic(folder / RESUME, pack(_contiguous(tensors), {"identity": identity, "step": str(step)}))
 
 
-def resume(folder: Path, identity: str, encoders: nn.Module, optimiser: torch.optim.Optimizer) -> int:
+def resume(
+    folder: Path, identity: str, encoders: nn.Module, optimiser: torch.optim.Optimizer, guide: Guide | None
+) -> int:
     """Bring model and optimiser back to where a half-trained stage stopped; gives its next step, 0 for a new one.
 
     `identity` names plan, data and parent. Raises ConfigError when the folder holds another stage's half.
@@ -207,6 +323,8 @@ def resume(folder: Path, identity: str, encoders: nn.Module, optimiser: torch.op
         index, _, key = name.partition("/")
         state.setdefault(int(index), {})[key] = tensor
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    if guide is not None:
+        guide.restore(_under("guide/", tensors))
     return int(about["step"])
 
 
@@ -226,6 +344,60 @@ def read_log(folder: Path, steps: int) -> list[list[str]]:
     return [*rows[:1], *(row for row in rows[1:] if int(row[0]) < steps)]
 
 
+def logged_terms(folder: Path) -> list[tuple[str, float]]:
+    """Every term of every step in log.csv, by its name there."""
+    told = [row[3].split() for row in read_log(folder, LAST_STEP)[1:]]
+    pairs = [word.rpartition("=") for words in told for word in words]
+    return [(name, float(value)) for name, _, value in pairs]
+
+
+def _layers_out(tensors: Tensors) -> dict[str, Tensor]:
+    flat: dict[str, Tensor] = {}
+    for modality, seen in tensors.layers.items():
+        flat |= layers.to_tensors(f"{modality}/seen", seen)
+    for modality, change in tensors.layer_changes.items():
+        moved = {name: change.seen[name] for name in change.starts if name in change.seen}
+        flat |= layers.to_tensors(f"{modality}/before", moved)
+        flat |= {f"{modality}/start/{name}": start for name, start in change.starts.items()}
+    return flat
+
+
+def _layers_in(
+    tensors: Mapping[str, Tensor], stage: Stage
+) -> tuple[dict[str, dict[str, LayerMoments]], dict[str, LayerChange]]:
+    seen = {name: layers.from_tensors(f"{name}/seen", tensors) for name in stage.prepare}
+    changes = {
+        name: LayerChange(_under(f"{name}/start/", tensors), layers.from_tensors(f"{name}/before", tensors))
+        for name in stage.prepare
+    }
+    kept = {name: change for name, change in changes.items() if change.starts}
+    return {name: found for name, found in seen.items() if found}, kept
+
+
+def _sums_out(sums: Sums) -> dict[str, Tensor]:
+    labelled = {f"label/{modality}": rows for modality, rows in sums.by_label.items()}
+    crossed = {f"pair/{a}+{b}": x for (a, b), x in sums.crossed.items()}
+    counts = {f"count/{a}+{b}": torch.tensor(count) for (a, b), count in sums.counts.items()}
+    return labelled | crossed | counts
+
+
+def _sums_in(tensors: Mapping[str, Tensor], labels: list[str]) -> Sums:
+    pairs = {tuple(name.split("+")): x for name, x in _under("pair/", tensors).items()}
+    counts = {tuple(name.split("+")): int(x) for name, x in _under("count/", tensors).items()}
+    return Sums(tuple(labels), _under("label/", tensors), pairs, counts)  # type: ignore[arg-type]
+
+
+def _replay_out(replay: Replay | None) -> dict[str, Tensor]:
+    if replay is None:
+        return {}
+    inputs = {f"inputs/{sensor}": x for sensor, x in replay.inputs.items()}
+    return _contiguous(inputs | {f"present/{sensor}": x for sensor, x in replay.present.items()})
+
+
+def _replay_in(tensors: Mapping[str, Tensor], keys: list[str]) -> Replay | None:
+    return Replay(_under("inputs/", tensors), _under("present/", tensors), keys) if tensors else None
+
+
 def _checked(folder: Path, stage: Stage, name: str) -> dict[str, Tensor]:
     try:
         data = (folder / name).read_bytes()
@@ -239,7 +411,7 @@ def _checked(folder: Path, stage: Stage, name: str) -> dict[str, Tensor]:
 
 
 def _moments_out(prefix: str, moments: Moments) -> dict[str, Tensor]:
-    return {f"{prefix}/second": moments.second, f"{prefix}/count": torch.tensor(moments.count)}
+    return {f"{prefix}/second": moments.second.clone(), f"{prefix}/count": torch.tensor(moments.count)}
 
 
 def _moments_in(prefix: str, tensors: Mapping[str, Tensor]) -> Moments:

@@ -8,7 +8,7 @@ CutPaste, Li et al., CVPR 2021, widened to sound and series), and what must make
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -20,15 +20,21 @@ SHAKE, LATER = 0.01, 4
 Change = Callable[[Tensor, np.random.Generator], Tensor]
 
 
-def weakly(modality: str, windows: Tensor, rng: np.random.Generator) -> Tensor:
-    """A harmless change of each window (n, *shape): light, gain, a little noise."""
-    return torch.stack([WEAK[modality](window, rng) for window in windows.float()])
+def weakly(kind: str, windows: Tensor, chance: Sequence[np.random.Generator]) -> Tensor:
+    """A harmless change of each window (n, *shape), by its own generator: light, gain, a little noise."""
+    return _each(WEAK[kind], windows, chance)
 
 
-def defective(modality: str, windows: Tensor, rng: np.random.Generator) -> Tensor:
-    """One defect, drawn from the modality's row of `DEFECTS`, in each window (n, *shape)."""
-    kinds = DEFECTS[modality]
-    return torch.stack([kinds[rng.integers(len(kinds))](window, rng) for window in windows.float()])
+def defective(kind: str, windows: Tensor, chance: Sequence[np.random.Generator]) -> Tensor:
+    """One defect, drawn from the row of `DEFECTS` for this kind of sensor, in each window (n, *shape)."""
+    kinds = DEFECTS[kind]
+    return _each(lambda window, rng: kinds[rng.integers(len(kinds))](window, rng), windows, chance)
+
+
+def _each(change: Change, windows: Tensor, chance: Sequence[np.random.Generator]) -> Tensor:
+    windows = windows.float()
+    changed = [change(window, rng) for window, rng in zip(windows, chance, strict=True)]
+    return torch.stack(changed) if changed else windows
 
 
 def _noise(like: Tensor, rng: np.random.Generator) -> Tensor:
@@ -48,10 +54,10 @@ def _box(height: int, width: int, rng: np.random.Generator, low: float, high: fl
 def light(picture: Tensor, rng: np.random.Generator) -> Tensor:
     """A little more or less light, and a shake of up to 1 % of the picture."""
     _, height, width = picture.shape
-    most = round(SHAKE * min(height, width))
-    wide = functional.pad(picture[None], (most,) * 4, mode="replicate")[0]
-    top, left = rng.integers(2 * most + 1, size=2)
-    picture = wide[:, top : top + height, left : left + width]
+    if most := round(SHAKE * min(height, width)):
+        wide = functional.pad(picture[None], (most,) * 4, mode="replicate")[0]
+        top, left = rng.integers(2 * most + 1, size=2)
+        picture = wide[:, top : top + height, left : left + width]
     return (picture * rng.uniform(0.93, 1.07) + rng.uniform(-5, 5) + 2 * _noise(picture, rng)).clamp(0, 255)
 
 
@@ -192,9 +198,26 @@ def swung(series: Tensor, rng: np.random.Generator) -> Tensor:
     return middle + (series - middle) * rng.choice([rng.uniform(0.1, 0.6), rng.uniform(1.5, 4.0)])
 
 
-WEAK: dict[str, Change] = {"camera": light, "microphone": gain, "series": jitter}
+# Features of a backbone: (width,), of no known scale.
+
+
+def blur(features: Tensor, rng: np.random.Generator) -> Tensor:
+    """A little noise, by the vector's own spread."""
+    return features + 0.03 * features.std() * _noise(features, rng)
+
+
+def mixed(features: Tensor, rng: np.random.Generator) -> Tensor:
+    """A part of the vector in another order: what no window gives, at the same scale."""
+    where = torch.from_numpy(rng.permutation(len(features))[: max(2, round(len(features) * rng.uniform(0.1, 0.5)))])
+    changed = features.clone()
+    changed[where] = features[where.roll(1)]
+    return changed
+
+
+WEAK: dict[str, Change] = {"camera": light, "microphone": gain, "series": jitter, "features": blur}
 DEFECTS: dict[str, tuple[Change, ...]] = {
     "camera": (moved_patch, blotch, smudged, blurred, tilted),
     "microphone": (band_noise, broad_noise, weak_band, clicks),
     "series": (noisy, offset, spikes, swung),
+    "features": (mixed,),
 }

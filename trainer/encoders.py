@@ -1,22 +1,27 @@
 """One compact encoder per modality: prepared window in, unit-norm embedding out (and, on a device, unit-norm features).
 
-An encoder is a trunk (convolutions, learned in the stage that brings the modality, then frozen) and a linear head
-(which later stages move). Normalisation stands in the graph. Only convolution, batch norm, ReLU, pooling, matrix
-product and division are used, which TensorRT parses.
+An encoder is a trunk (convolutions, learned in the stage that brings the modality, then frozen unless the plan says
+otherwise; or random features, never learned) and a linear head (which later stages move). Normalisation stands in the
+graph. Only convolution, batch norm, ReLU, pooling, matrix product and division are used, which TensorRT parses.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lineside.features import CameraPrepare, MicrophonePrepare, Prepare, SeriesPrepare, modality, shape
+from lineside.features import CameraPrepare, FeaturesPrepare, MicrophonePrepare, Prepare, SeriesPrepare, modality, shape
+from trainer import layers
+from trainer.plan import Moves
 
+RANDOM_FEATURES = 20_240_501  # seed of the random directions: the same for all, so that every encoder of a kind agrees
+SILENCE = 1e-3  # of a channel's power: silence has no shape
 LOG_MEL_STD_FLOOR = 0.5  # natural-log units: a mel band that never moved must not turn a whisper into a thunderclap
 
 
@@ -41,10 +46,13 @@ def unit(x: Tensor) -> Tensor:
 class Encoder(nn.Module):
     """Trunk and head; `features` are the head's inputs, whose second moments protect what was learned."""
 
-    def __init__(self, spec: Prepare, dim: int) -> None:
+    def __init__(self, spec: Prepare, dim: int, width: int = 0) -> None:
+        """A trunk that learns, or, with a `width`, one of that many random features."""
         super().__init__()
-        self.frozen = False
-        self.trunk = TRUNKS[modality(spec)](spec)
+        self.width = width
+        self.moves: Moves = "head" if width else "all"
+        self.norms_learn = not width
+        self.trunk = FixedTrunk(spec, width) if width else TRUNKS[modality(spec)](spec)
         if len(shape(spec)) == 3:  # pictures: almost twice as fast on a CPU with channels innermost
             self.trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         with torch.no_grad():
@@ -62,16 +70,20 @@ class Encoder(nn.Module):
         """Set the normalisation inside the graph from the first windows (n, *shape) of this modality."""
         self.trunk.fit(windows)
 
-    def freeze_trunk(self) -> None:
-        """From now on only the head may move; batch norm keeps its statistics, also in training."""
-        self.frozen = True
-        self.trunk.requires_grad_(False)
+    def let_move(self, moves: Moves, norms_learn: bool) -> None:
+        """From now on only this much learns; unless `norms_learn`, batch norm keeps its statistics, scale and shift."""
+        self.moves, self.norms_learn = moves, norms_learn and moves == "all"
+        if self.norms_learn:
+            self.trunk.requires_grad_(True)
+        else:
+            layers.let_move(self.trunk, layers.protectable(self.trunk, moves))
+            layers.freeze_norms(self.trunk)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Encoder:
         super().train(mode)
-        if self.frozen:
-            self.trunk.eval()
+        if not self.norms_learn:
+            layers.keep_norms(self.trunk)
         return self
 
 
@@ -80,6 +92,13 @@ class Encoders(nn.ModuleDict):
 
     def __getitem__(self, modality: str) -> Encoder:
         return cast(Encoder, super().__getitem__(modality))
+
+    def get(self, modality: str) -> Encoder | None:
+        """The encoder of a modality, None where there is none."""
+        return cast("Encoder | None", self._modules.get(modality))
+
+    def items(self) -> Iterator[tuple[str, Encoder]]:  # type: ignore[override]
+        return ((modality, self[modality]) for modality in self)
 
 
 def conv2d(inputs: int, outputs: int, stride: int, kernel: int = 3, groups: int = 1) -> nn.Sequential:
@@ -101,6 +120,36 @@ class Residual(nn.Module):
 def down(inputs: int, outputs: int) -> nn.Sequential:
     """Halve the picture and change its channels, separably."""
     return nn.Sequential(conv2d(inputs, inputs, 2, groups=inputs), conv2d(inputs, outputs, 1, 1))
+
+
+class Standard(nn.Module):
+    """(x - mean) / std of the windows it was fitted to, for each row along the axes where `sizes` is not 1."""
+
+    def __init__(self, sizes: tuple[int, ...], floor: float, relative: float = 0.0) -> None:
+        """No std is below `floor` + `relative` * |mean|: what never moved has no scale of its own."""
+        super().__init__()
+        self.axes = (0, *(k + 1 for k, size in enumerate(sizes) if size == 1))
+        self.floor, self.relative = floor, relative
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.zeros(1, *sizes))
+        self.register_buffer("std", torch.ones(1, *sizes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+    def fit(self, windows: Tensor) -> None:
+        mean, std = windows.mean(dim=self.axes, keepdim=True), windows.std(dim=self.axes, keepdim=True)
+        self.mean.copy_(mean)
+        self.std.copy_(torch.maximum(std, self.relative * mean.abs() + self.floor))
+
+
+def mel_scale(spec: MicrophonePrepare) -> Standard:
+    return Standard((1, spec.mels, 1), LOG_MEL_STD_FLOOR)
+
+
+def series_scale(spec: SeriesPrepare) -> Standard:
+    return Standard((spec.channels, 1), 1e-6, 1e-3)
 
 
 class CameraTrunk(nn.Module):
@@ -134,21 +183,17 @@ class MicrophoneTrunk(nn.Module):
 
     def __init__(self, spec: MicrophonePrepare) -> None:
         super().__init__()
-        self.mean: Tensor
-        self.std: Tensor
-        self.register_buffer("mean", torch.zeros(1, 1, spec.mels, 1))
-        self.register_buffer("std", torch.ones(1, 1, spec.mels, 1))
+        self.scale = mel_scale(spec)
         self.body = nn.Sequential(
             conv2d(1, 16, 2), conv2d(16, 32, 2), Residual(32), down(32, 64), Residual(64), down(64, 64)
         )
 
     def forward(self, window: Tensor) -> Tensor:
-        x = self.body((window - self.mean) / self.std)  # (batch, 64, mels / 16, frames / 16)
+        x = self.body(self.scale(window))  # (batch, 64, mels / 16, frames / 16)
         return torch.flatten(x.mean(dim=3), 1)
 
     def fit(self, windows: Tensor) -> None:
-        self.mean.copy_(windows.mean(dim=(0, 1, 3)).reshape(self.mean.shape))
-        self.std.copy_(windows.std(dim=(0, 1, 3)).clamp(min=LOG_MEL_STD_FLOOR).reshape(self.std.shape))
+        self.scale.fit(windows)
 
 
 class SeriesTrunk(nn.Module):
@@ -156,10 +201,7 @@ class SeriesTrunk(nn.Module):
 
     def __init__(self, spec: SeriesPrepare) -> None:
         super().__init__()
-        self.mean: Tensor
-        self.std: Tensor
-        self.register_buffer("mean", torch.zeros(1, spec.channels, 1))
-        self.register_buffer("std", torch.ones(1, spec.channels, 1))
+        self.scale = series_scale(spec)
         widths = [spec.channels, 32, 64, 96, 96]
         layers: list[nn.Module] = []
         for inputs, outputs in itertools.pairwise(widths):
@@ -167,18 +209,115 @@ class SeriesTrunk(nn.Module):
         self.body = nn.Sequential(*layers)
 
     def forward(self, window: Tensor) -> Tensor:
-        x = self.body((window - self.mean) / self.std)  # (batch, 96, samples / 16)
+        x = self.body(self.scale(window))  # (batch, 96, samples / 16)
         return torch.cat([x.mean(dim=2), x.amax(dim=2)], dim=1)
 
     def fit(self, windows: Tensor) -> None:
-        mean, std = windows.mean(dim=(0, 2)), windows.std(dim=(0, 2))
-        floor = 1e-3 * mean.abs() + 1e-6  # a channel that never moved has no scale of its own
-        self.mean.copy_(mean.reshape(self.mean.shape))
-        self.std.copy_(torch.maximum(std, floor).reshape(self.std.shape))
+        self.scale.fit(windows)
+
+
+class FeaturesTrunk(nn.Module):
+    """(batch, width) features of a backbone, each brought to mean 0 and deviation 1."""
+
+    def __init__(self, spec: FeaturesPrepare) -> None:
+        super().__init__()
+        self.scale = Standard((spec.width,), 1e-6)
+
+    def forward(self, window: Tensor) -> Tensor:
+        return self.scale(window)
+
+    def fit(self, windows: Tensor) -> None:
+        self.scale.fit(windows)
+
+
+class FixedTrunk(nn.Module):
+    """Random ReLU features of a coarse look at the window, never learned: (batch, width).
+
+    Random features approximate a kernel of the window (Rahimi and Recht, 2007; the arc-cosine kernel of Cho and Saul,
+    2009), so that a linear head on them can tell apart what a learned trunk of the first stage never had to. Since
+    they never move, a head's second moments stay true for good (trainer.solved).
+    """
+
+    def __init__(self, spec: Prepare, width: int) -> None:
+        super().__init__()
+        self.look = LOOKS[modality(spec)](spec)
+        with torch.no_grad():
+            inputs = self.look(torch.zeros(2, *shape(spec))).shape[1]
+        self.directions: Tensor
+        drawn = torch.randn(inputs, width, generator=torch.Generator().manual_seed(RANDOM_FEATURES))
+        self.register_buffer("directions", drawn)
+
+    def forward(self, window: Tensor) -> Tensor:
+        x = self.look(window)
+        return functional.relu(unit(x - x.mean(dim=1, keepdim=True)) @ self.directions)
+
+    def fit(self, windows: Tensor) -> None:
+        self.look.fit(windows)
+
+
+class CameraLook(nn.Module):
+    """Pixels averaged to about 14 x 14."""
+
+    def __init__(self, spec: CameraPrepare) -> None:
+        super().__init__()
+        self.pool = nn.AvgPool2d((max(1, spec.height // 14), max(1, spec.width // 14)))
+
+    def forward(self, window: Tensor) -> Tensor:
+        return torch.flatten(self.pool(window.float() * (1 / 127.5) - 1.0), 1)
+
+    def fit(self, windows: Tensor) -> None:
+        """Pixels have a scale of their own."""
+
+
+class MicrophoneLook(nn.Module):
+    """Log-mel averaged to about 20 bands and 14 times."""
+
+    def __init__(self, spec: MicrophonePrepare) -> None:
+        super().__init__()
+        self.scale = mel_scale(spec)
+        _, mels, frames = shape(spec)
+        self.pool = nn.AvgPool2d((max(1, mels // 20), max(1, frames // 14)))
+
+    def forward(self, window: Tensor) -> Tensor:
+        return torch.flatten(self.pool(self.scale(window)), 1)
+
+    def fit(self, windows: Tensor) -> None:
+        self.scale.fit(windows)
+
+
+class SeriesLook(nn.Module):
+    """Each channel averaged to about 16 times, and the log power of about 32 of its bands."""
+
+    def __init__(self, spec: SeriesPrepare) -> None:
+        super().__init__()
+        self.scale = series_scale(spec)
+        self.pool = nn.AvgPool1d(max(1, spec.samples // 16))
+        self.bands = nn.AvgPool1d(max(1, (spec.samples // 2 - 1) // 32))
+        self.waves: Tensor
+        time, bins = torch.arange(spec.samples), torch.arange(1, spec.samples // 2)
+        phase = 2 * math.pi * (time[:, None] * bins % spec.samples).double() / spec.samples  # in floats digits are lost
+        window = torch.hann_window(spec.samples, dtype=torch.float64)[:, None]
+        self.register_buffer("waves", torch.cat([window * phase.cos(), window * phase.sin()], dim=1).float())
+
+    def forward(self, window: Tensor) -> Tensor:
+        x = self.scale(window)  # (batch, channels, samples)
+        cosine, sine = (x @ self.waves).chunk(2, dim=2)  # a Fourier transform as a product: TensorRT has no other
+        power = self.bands(cosine * cosine + sine * sine) / self.waves.shape[0]
+        return torch.cat([torch.flatten(self.pool(x), 1), torch.flatten(torch.log(power + SILENCE), 1)], dim=1)
+
+    def fit(self, windows: Tensor) -> None:
+        self.scale.fit(windows)
 
 
 TRUNKS: dict[str, Callable[..., nn.Module]] = {
     "camera": CameraTrunk,
     "microphone": MicrophoneTrunk,
     "series": SeriesTrunk,
+    "features": FeaturesTrunk,
+}
+LOOKS: dict[str, Callable[..., nn.Module]] = {
+    "camera": CameraLook,
+    "microphone": MicrophoneLook,
+    "series": SeriesLook,
+    "features": FeaturesTrunk,
 }

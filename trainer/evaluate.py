@@ -69,18 +69,23 @@ def recall(rank: NDArray[np.int64], k: int) -> float:
     return float((rank < k).mean())
 
 
-def recall_among(rank: NDArray[np.int64], few: int) -> float:
-    """Expected recall@1 when the partner stands among `few` - 1 others drawn from the rest, exactly.
+def chances_among(rank: NDArray[np.int64], few: int) -> NDArray[np.float64]:
+    """The chance of each query that its partner is first among it and `few` - 1 others drawn from the rest, exactly.
 
     None of the `few` - 1 others may be one of the `rank` better ones: C(n-1-rank, few-1) / C(n-1, few-1).
+    """
+    others = len(rank) - 1
+    draw = np.arange(few - 1)
+    return np.asarray(np.prod(np.clip(others - rank[:, None] - draw, 0, None) / (others - draw), axis=1))
+
+
+def recall_among(rank: NDArray[np.int64], few: int) -> float:
+    """Expected recall@1 among `few`: the mean of `chances_among`.
 
     >>> recall_among(np.array([0, 1, 2]), 2)
     0.5
     """
-    others = len(rank) - 1
-    draw = np.arange(few - 1)
-    chances = np.prod(np.clip(others - rank[:, None] - draw, 0, None) / (others - draw), axis=1)
-    return float(chances.mean())
+    return float(chances_among(rank, few).mean())
 
 
 def retrieve(asked: str, answered: str, a: NDArray[np.float32], b: NDArray[np.float32]) -> Retrieval:

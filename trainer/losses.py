@@ -6,7 +6,7 @@ among candidates by cosine / temperature. Windows that are absent are neither as
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from trainer.plan import DefectSettings
+from trainer.supervised import supervised_pair
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,25 @@ def info_nce(asked: Tensor, answers: Tensor, others: Tensor | None, temperature:
     return functional.cross_entropy(logits, torch.arange(len(asked), device=asked.device))
 
 
-def pair_loss(a: Seen, b: Seen, temperature: float) -> Tensor | None:
+@dataclass(frozen=True)
+class Kinds:
+    """What a batch's moments are: `labels` (batch,) int64, below 0 for none, and which rows may ask (`anchors`)."""
+
+    labels: Tensor
+    anchors: Tensor
+
+
+def pair_loss(a: Seen, b: Seen, temperature: float, kinds: Kinds | None = None) -> Tensor | None:
     """Symmetric InfoNCE between two sensors over the moments that have both; None with fewer than two of them.
 
-    Defects of either sensor are further wrong answers: a faulty picture belongs to no sound.
+    Defects of either sensor are further wrong answers: a faulty picture belongs to no sound. With `kinds`, every
+    moment of a label is a right answer (trainer.supervised.supervised_pair), and defects are no answers here.
     """
     both = a.present & b.present
     if int(both.sum()) < 2:
         return None
+    if kinds is not None:
+        return supervised_pair(a.z[both], b.z[both], kinds.labels[both], kinds.anchors[both], temperature)
     wrong_a, wrong_b = _wrong(a), _wrong(b)
     forth = info_nce(a.z[both], b.z[both], wrong_b, temperature)
     back = info_nce(b.z[both], a.z[both], wrong_a, temperature)
@@ -87,25 +99,38 @@ def _wrong(seen: Seen) -> Tensor | None:
     return seen.defect[:, seen.present].flatten(0, 1)
 
 
-def total_loss(
-    batch: Mapping[str, Seen], temperature: float, defects: DefectSettings
-) -> tuple[Tensor | None, dict[str, float]]:
-    """Mean over applicable pairs plus mean over applicable sensors, and each term by name.
+def sensor_losses(
+    batch: Mapping[str, Seen],
+    pairs: Sequence[tuple[str, str]],
+    temperature: float,
+    defects: DefectSettings,
+    kinds: Kinds | None = None,
+) -> dict[str, Tensor]:
+    """Each applicable term by name: of `pairs` in the batch ("cam0+mic0") and of single sensors ("defect cam0")."""
+    met = [(a, b) for a, b in pairs if a in batch and b in batch]
+    found = {f"{a}+{b}": pair_loss(batch[a], batch[b], temperature, kinds) for a, b in met}
+    in_touch = any(term is not None for term in found.values())
+    for name, seen in batch.items():
+        if in_touch:
+            found[f"defect {name}"] = defect_loss(seen, temperature, defects.own, defects.together)
+        else:
+            found[f"alone {name}"] = alone_loss(seen, temperature)
+    return {name: term for name, term in found.items() if term is not None}
 
-    The means keep the scale of the loss independent of the number of sensors. None when nothing applies.
+
+def total(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor | None:
+    """The sum over groups of the mean over each group's terms; None when there are none.
+
+    The group of a term is its name's first word, `pair` for one of two sensors; a group without a weight has 1. The
+    means keep the scale of the loss independent of the number of sensors.
+
+    >>> terms = {"a+b": torch.tensor(1.0), "a+c": torch.tensor(3.0), "same a": torch.tensor(4.0)}
+    >>> total(terms, {"pair": 0.5})
+    tensor(5.)
     """
-    names = list(batch)
-    pairs = {
-        f"{a}+{b}": pair_loss(batch[a], batch[b], temperature) for i, a in enumerate(names) for b in names[i + 1 :]
-    }
-    met = any(term is not None for term in pairs.values())
-    single = {
-        f"{'defect' if met else 'alone'} {name}": defect_loss(seen, temperature, defects.own, defects.together)
-        if met
-        else alone_loss(seen, temperature)
-        for name, seen in batch.items()
-    }
-    groups = [[term for term in group.values() if term is not None] for group in (pairs, single)]
-    means = [torch.stack(terms).mean() for terms in groups if terms]
-    terms = {name: term.item() for name, term in (pairs | single).items() if term is not None}
-    return (torch.stack(means).sum() if means else None), terms
+    groups: dict[str, list[Tensor]] = {}
+    for name, term in terms.items():
+        first, _, rest = name.partition(" ")
+        groups.setdefault(first if rest else "pair", []).append(term)
+    means = [weights.get(name, 1.0) * torch.stack(group).mean() for name, group in groups.items()]
+    return torch.stack(means).sum() if means else None

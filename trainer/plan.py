@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from lineside.config import Config
 from lineside.features import Prepare, modality
 from lineside.files import sha256
+
+
+def _refuse_unless(holds: bool, name: str, wanted: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} must be {wanted}")
 
 
 class RecordingPart(Config, frozen=True):
@@ -34,21 +41,164 @@ class WindowSettings(Config, frozen=True):
             raise ValueError("length_s and hop_s must not be below 0, and hop_s at most length_s")
 
 
+Moves = Literal["head", "last", "all"]
+
+
+class EncoderSettings(Config, frozen=True):
+    """What encoders are made of, and what of an old one may still move.
+
+    `trunk` is `learned` (convolutions) or `fixed` (`width` random features of a coarse look); a first stage chooses.
+    `move` says for all modalities, or for each in a table, whether a later stage moves an old encoder's head alone,
+    its trunk's last two layers too, or all of it; layers of a trunk are then protected as heads are.
+    """
+
+    trunk: Literal["learned", "fixed"] = "learned"
+    width: int = 2048
+    move: Moves | dict[str, Moves] = "head"
+
+    def __post_init__(self) -> None:
+        if self.width < 16:
+            raise ValueError("width must be at least 16")
+
+    def moves(self, modality: str) -> Moves:
+        """What may move of one modality's old encoder."""
+        return self.move.get(modality, "head") if isinstance(self.move, dict) else self.move
+
+
+class HeadSettings(Config, frozen=True):
+    """How heads are fitted: in `steps`, by gradient, or solved from second `moments` (trainer.solved).
+
+    `ridge` is relative to the inputs' mean power; each window enters the moments in `looks` harmless changes.
+    """
+
+    fit: Literal["steps", "moments"] = "steps"
+    ridge: float = 1e-3
+    looks: int = 1
+
+    def __post_init__(self) -> None:
+        if self.ridge <= 0 or self.looks < 1:
+            raise ValueError("ridge must be above 0 and looks at least 1")
+
+
+class LossSettings(Config, frozen=True):
+    """Weight of the contrast between sensors, and whether the recordings' labels say what belongs together.
+
+    With `labels`, every window of a moment's label is a right answer, not the moment's own alone: right where a label
+    names a kind of event, wrong where it names a whole recording (all its moments would be drawn to one point).
+    `old_anchors` lets replayed moments ask too; otherwise they are only answers (Co2L's asymmetry).
+    """
+
+    contrast: float = 1.0
+    labels: bool = False
+    old_anchors: bool = True
+
+    def __post_init__(self) -> None:
+        if self.contrast < 0:
+            raise ValueError("contrast must be at least 0")
+
+
+class TeacherSettings(Config, frozen=True):
+    """Compatible momentum contrast and topology preservation (ctp.md; trainer.teacher). Weights of 0 leave a part out.
+
+    The momentum teacher keeps `momentum` of itself a step; of the rest `pull` is drawn to the previous stage. In a
+    first stage it keeps `first_momentum` and nothing pulls. `soft` mixes its similarities into the hard targets.
+    `cached` embeds the stage's windows with the previous stage once, unchanged, instead of every changed batch.
+    """
+
+    contrast: float = 0.0
+    cross: float = 0.0
+    same: float = 0.0
+    momentum: float = 0.9
+    pull: float = 0.5
+    first_momentum: float = 0.995
+    queue: int = 1024
+    temperature: float = 0.07
+    teacher_temperature: float = 0.07
+    soft: float = 0.0
+    cached: bool = False
+
+    def __post_init__(self) -> None:
+        _refuse_unless(0 <= self.momentum < 1, "momentum", "at least 0 and below 1 (at 1 the teacher never moves)")
+        _refuse_unless(0 <= self.first_momentum < 1, "first_momentum", "at least 0 and below 1")
+        for name in ("pull", "soft"):
+            _refuse_unless(0 <= getattr(self, name) <= 1, name, "between 0 and 1: it is a share")
+        for name in ("contrast", "cross", "same"):
+            _refuse_unless(0 <= getattr(self, name) < math.inf, name, "at least 0 and finite; 0 leaves the term out")
+        for name in ("temperature", "teacher_temperature"):
+            _refuse_unless(0 < getattr(self, name) < math.inf, name, "above 0 and finite; 0.07 is usual")
+        _refuse_unless(self.queue >= 0, "queue", "a whole number; 0 keeps none")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether any part has a weight."""
+        return max(self.contrast, self.cross, self.same) > 0
+
+
+class DistillSettings(Config, frozen=True):
+    """Relation distillation from the previous stage (cila.md, 2.2), with a weight that follows the logged losses.
+
+    The weight is `weight` times lambda of each modality: 1 in the second stage, then
+    clip(kappa * sum of past distillation / sum of past contrast, floor, cap). `kappa = 0` keeps it at 1.
+    """
+
+    weight: float = 0.0
+    temperature: float = 0.2
+    teacher_temperature: float = 0.01
+    kappa: float = 0.0
+    floor: float = 1.0
+    cap: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.weight < 0 or min(self.temperature, self.teacher_temperature) <= 0 or self.kappa < 0:
+            raise ValueError("weight and kappa must be at least 0, temperatures above 0")
+        if not 0 < self.floor <= self.cap:
+            raise ValueError("floor must be above 0 and at most cap")
+
+
+class ReplaySettings(Config, frozen=True):
+    """At most `size` moments of all stages are kept whole and shown again: `share` of a batch as many. 0 keeps none."""
+
+    size: int = 0
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.size < 0 or not 0 < self.share <= 4:
+            raise ValueError("size must be at least 0, share above 0 and at most 4")
+
+
 class ProtectionSettings(Config, frozen=True):
     """What a later stage may move: the directions that hold 1 - `epsilon` of the old inputs' power stay untouched.
 
-    `drift_budget` is the largest relative RMS change of an old modality's embeddings that passes. Heads are put back
-    onto what they may be after each `every` steps, and at the stage's end: more rarely is quicker, and learns a little
-    less of what is new.
+    `rule` is how: with `rotate` the optimiser sees only the free directions of a head; `hold` lets it step anywhere and
+    puts the head back after each `every` steps and at the stage's end, as both do with trunks; `published` projects
+    gradients as the reference does; `ewc` draws weights to where they were by their Fisher information, times
+    `strength`; `none` protects nothing. With `sides = "dual"` only inner products with old partners are protected, in
+    turn for each head of a pair, not every embedding.
+
+    `drift_budget` is the largest relative RMS change of an old modality's embeddings that passes. Heads under `hold`
+    learn `pace` times as fast as the rest, as so little of them can move and no further than the budget: without one,
+    set 1. A `plasticity` above 0 chooses epsilon: the smallest of 1e-4 … 0.3 with which held-out retrieval of what is
+    new reaches that share of an unprotected stage's.
     """
 
+    rule: Literal["hold", "rotate", "published", "ewc", "none"] = "rotate"
+    sides: Literal["one", "dual"] = "one"
     epsilon: float = 1e-3
+    plasticity: float = 0.0
     drift_budget: float = 0.05
     every: int = 1
+    pace: float = 5.0
+    strength: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.epsilon < 1 or self.drift_budget <= 0 or self.every < 1:
             raise ValueError("epsilon must be at least 0 and below 1, drift_budget above 0, every at least 1")
+        if not 0 <= self.plasticity <= 1 or self.strength < 0:
+            raise ValueError("plasticity must lie in 0..1, strength (of ewc) be at least 0")
+        if self.pace <= 0:
+            raise ValueError("pace must be above 0")
+        if self.sides == "dual" and self.rule != "hold":
+            raise ValueError('sides = "dual" goes with rule = "hold"')
 
 
 class GateSettings(Config, frozen=True):
@@ -82,7 +232,11 @@ class DefectSettings(Config, frozen=True):
 
 
 class Plan(Config, frozen=True):
-    """One stage. `out` and `parent` are stage folders; relative paths start from the plan's own folder."""
+    """One stage. `out` and `parent` are stage folders; relative paths start from the plan's own folder.
+
+    `recordings` are MCAP recordings or feature files. `pairs` names the sensors that are contrasted; none: all with
+    common moments.
+    """
 
     out: str
     recordings: list[RecordingPart]
@@ -94,7 +248,15 @@ class Plan(Config, frozen=True):
     temperature: float = 0.2
     dim: int = 128
     held_out: float = 0.2
+    precision: Literal["float32", "bfloat16"] = "float32"
+    pairs: list[tuple[str, str]] = msgspec.field(default_factory=list)
     windows: WindowSettings = WindowSettings()
+    encoders: EncoderSettings = EncoderSettings()
+    heads: HeadSettings = HeadSettings()
+    losses: LossSettings = LossSettings()
+    teacher: TeacherSettings = TeacherSettings()
+    distill: DistillSettings = DistillSettings()
+    replay: ReplaySettings = ReplaySettings()
     defects: DefectSettings = DefectSettings()
     protection: ProtectionSettings = ProtectionSettings()
     gates: GateSettings = GateSettings()
@@ -107,6 +269,8 @@ class Plan(Config, frozen=True):
             raise ValueError("epochs must be at least 1, batch at least 4, dim at least 2")
         if self.learning_rate <= 0 or self.temperature <= 0 or not 0 < self.held_out < 1:
             raise ValueError("learning_rate and temperature must be above 0, held_out between 0 and 1")
+        if self.heads.fit == "moments" and self.protection.rule in ("published", "ewc"):
+            raise ValueError('heads.fit = "moments" goes with protection.rule = "rotate", "hold" or "none"')
         kinds = [modality(spec) for spec in self.prepare]
         if len(set(kinds)) != len(kinds):
             raise ValueError("two [[prepare]] tables for one modality")

@@ -20,6 +20,10 @@ def silent(what: str, done: int, total: int = 0) -> None:
     """Progress that nobody watches."""
 
 
+def unheard(warning: str) -> None:
+    """A warning that nobody hears now; it stands in stage.json."""
+
+
 class Bar:
     """Progress bars on stderr, one a piece of work, as a context manager."""
 

@@ -11,6 +11,7 @@ what old partners look like, keeps inner products with them alone, and only whil
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -23,6 +24,7 @@ from trainer.certificate import root
 
 NUMERICAL_FLOOR = 1e-10
 SPENDABLE = 0.9  # of the drift budget; the rest is for rounding
+TURNS, KEPT = 3, 1e-10  # of Products: rounds before it gives in, and the relative error that is rounding
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,76 @@ def protect(
     return Protection(start, directions, rest, budget, outputs)
 
 
+@dataclass(frozen=True)
+class Products:
+    """Holds inner products of old inputs between heads of recurring pairs, in turn: each head against the others' now.
+
+    Protecting each head against its partner's start is exact to first order alone; the product of both displacements
+    is free. In turn it is not: (W_a V_a)^T (W_b V_b) = K, the start's, is linear in W_a for the W_b of this moment,
+    then in W_b (dns.md, section 8.14). Norms still move: it keeps dot products, not cosines. Build it with `products`.
+
+    A head with several partners may be asked for more than its dimensions can give. Where turns do not end in K, all
+    moving heads of pairs go back to their start on the protected directions, which is one-sided and exact.
+    """
+
+    starts: dict[str, Tensor]  # (dim, f+1) by modality
+    directions: dict[str, Tensor]  # V (f+1, k)
+    pairs: tuple[tuple[str, str], ...]
+    moving: tuple[str, ...]
+
+    def hold(self, weights: Mapping[str, nn.Parameter]) -> None:
+        """Put the heads, each in its turn, onto the nearest weights that keep the products."""
+        with torch.no_grad():
+            now = {name: weights[name].to(start) for name, start in self.starts.items()}
+            held = [name for name in self.moving if self._partners(name)]
+            for _ in range(TURNS):
+                for name in held:
+                    now[name] = self._held(name, now)
+                if self._kept(now):
+                    break
+            else:
+                for name in held:
+                    v = self.directions[name]
+                    now[name] = now[name] - (now[name] - self.starts[name]) @ v @ v.T
+            for name in held:
+                weights[name].copy_(now[name])
+
+    def _partners(self, name: str) -> list[str]:
+        return [b if a == name else a for a, b in self.pairs if name in (a, b)]
+
+    def _kept(self, now: Mapping[str, Tensor]) -> bool:
+        for a, b in self.pairs:
+            va, vb = self.directions[a], self.directions[b]
+            wanted = (self.starts[a] @ va).T @ (self.starts[b] @ vb)
+            if torch.linalg.norm((now[a] @ va).T @ (now[b] @ vb) - wanted) > KEPT * torch.linalg.norm(wanted):
+                return False
+        return True
+
+    def _held(self, name: str, now: Mapping[str, Tensor]) -> Tensor:
+        partners, v = self._partners(name), self.directions[name]
+        seen = torch.cat([now[other] @ self.directions[other] for other in partners], dim=1)  # (dim, k)
+        before = torch.cat([self.starts[other] @ self.directions[other] for other in partners], dim=1)
+        wanted = before.T @ (self.starts[name] @ v)  # (k, own k): what seen^T W V has to be
+        lacking = wanted - seen.T @ (now[name] @ v)
+        return now[name] + torch.linalg.lstsq(seen.T, lacking, driver="gelsd").solution @ v.T
+
+
+def products(
+    weights: Mapping[str, Tensor],
+    seen: Mapping[str, Moments],
+    pairs: Sequence[tuple[str, str]],
+    moving: Sequence[str],
+    epsilon: float,
+) -> Products:
+    """Protect what heads (dim, f+1) made of each other's old inputs, `pairs` being those that were trained together.
+
+    Only those `moving` are put back; the others are taken to stand still.
+    """
+    starts = {name: weight.detach().double().cpu().clone() for name, weight in weights.items()}
+    directions = {name: basis(seen[name].second, epsilon) for name in starts}
+    return Products(starts, directions, tuple(pairs), tuple(moving))
+
+
 class Rotated(nn.Module):
     """A head's weight as start + X N^T, N (f+1, r) spanning all that is not protected: the optimiser sees X (dim, r).
 
@@ -142,15 +214,26 @@ class Rotated(nn.Module):
         super().__init__()
         self.start: Tensor
         self.free: Tensor
+        self.rest: Tensor
+        self.budget = protection.budget
         q = torch.linalg.qr(protection.directions, mode="complete").Q
         self.register_buffer("start", protection.start.to(like))
-        self.register_buffer("free", q[:, protection.directions.shape[1] :].to(like))
+        free = q[:, protection.directions.shape[1] :]
+        self.register_buffer("free", free.to(like))
+        self.register_buffer("rest", (free.T @ protection.rest).to(like), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.start + x @ self.free.T
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         return (weight - self.start) @ self.free
+
+    @torch.no_grad()
+    def hold(self, x: Tensor) -> None:
+        """Shorten X, in place, where the head has drifted further than the budget of its protection."""
+        drift = float(torch.linalg.norm(x @ self.rest))
+        if drift > self.budget:
+            x *= self.budget / drift
 
 
 def rotate(head: nn.Module, protection: Protection) -> ParametrizationList:

@@ -2,94 +2,137 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from msgspec import structs
 
 from lineside import features
 from lineside.clock import NS, Clock
-from lineside.errors import ConfigError, RecordingError
+from lineside.errors import ConfigError, GateError, RecordingError
 from lineside.features import Prepare
-from lineside.files import sha256
-from lineside.release import Certificate
-from trainer import certificate, checkpoint, evaluate, gates, loop, projection
-from trainer.checkpoint import Change, Counters, Stage, Tensors
+from lineside.release import Certificate, Gate
+from trainer import certificate, checkpoint, evaluate, gates, layers, loop
+from trainer.begin import KEEPS, course_of, start, told_before
+from trainer.checkpoint import Counters, Stage, Tensors
 from trainer.data import Dataset, read
 from trainer.encoders import Encoders
+from trainer.ledger import StageRow
+from trainer.memory import bank, ledger_of, remember, solve
 from trainer.plan import Plan, WindowSettings, place
-from trainer.progress import Progress, silent
+from trainer.processes import ALONE, World, own_norms
+from trainer.progress import Progress, silent, unheard
+from trainer.work import Parent, Work, modality_pairs, trained_pairs
 
-FEWEST_MOMENTS, BANK_ROWS, CALIBRATION_ROWS = 8, 256, 128
-
-
-@dataclass(frozen=True)
-class Parent:
-    """The stage that this one follows."""
-
-    stage: Stage
-    tensors: Tensors
+FEWEST_MOMENTS = 8
+EPSILONS = (1e-4, 1e-3, 1e-2, 3e-2, 0.1, 0.3)
 
 
 def run_stage(
-    plan: Plan, base: Path, clock: Clock, progress: Progress = silent, max_steps: int | None = None
+    plan: Plan,
+    base: Path,
+    clock: Clock,
+    progress: Progress = silent,
+    max_steps: int | None = None,
+    world: World = ALONE,
+    tell: Callable[[str], None] = unheard,
 ) -> Stage | None:
     """Train the stage of a plan that lies in folder `base`, or go on where it stopped; None when `max_steps` stops it.
 
-    A finished stage of the same plan, parent and recordings is given back as it is. A stage whose gates fail is
-    saved as failed: look at `Stage.passed`. Raises ConfigError and RecordingError.
+    A finished stage of the same plan, parent and recordings is given back as it is. `tell` hears each warning before
+    training begins. A stage whose gates fail is saved as failed: look at `Stage.passed`. Raises ConfigError,
+    RecordingError and, when the loss is no number any more, GateError.
     """
     folder = place(plan.out, base)
     parent = load_parent(plan, base)
     specs = wanted_specs(plan, parent)
     dataset = read(plan.recordings, base, wanted_windows(plan, parent), specs, progress)
-    identity = sha256("\n".join((plan.sha256, dataset.sha256, parent.stage.name if parent else "")).encode())
     if (folder / checkpoint.STAGE).exists():
         return _finished(folder, plan, dataset, parent)
     learn, held = dataset.split(plan.held_out)
-    _enough(plan, dataset, learn)
+    work = Work(plan, dataset, learn, held, parent, folder, loop.device(world), plan.protection.epsilon, world)
+    _enough(work)
+    done = learn_stage(roomy(work, clock, progress), clock, progress, max_steps, tell)
+    return done.stage if done else None
 
-    encoders = start(plan, dataset, parent, learn).to(loop.device())
-    protections = protect(plan, dataset, parent, encoders)
-    done = loop.train(
-        encoders, dataset, learn, plan, protections, folder, identity, clock, progress, max_steps=max_steps
-    )
-    if not done:
+
+def learn_stage(
+    work: Work,
+    clock: Clock,
+    progress: Progress = silent,
+    max_steps: int | None = None,
+    tell: Callable[[str], None] = unheard,
+) -> Parent | None:
+    """Train, remember, prove, judge and save one stage: what the next one follows; None when `max_steps` stops it."""
+    encoders = start(work)
+    course, protections = course_of(work, encoders)
+    warnings = [*work.dataset.warnings, *told_before(work, course, protections)]
+    for warning in warnings:
+        tell(warning)
+    in_steps = work.plan.heads.fit == "steps" or any(encoders[name].moves != "head" for name in work.dataset.specs)
+    if in_steps and not loop.train(course, work.folder, work.identity, clock, progress, max_steps):
         return None
-
-    tensors = remember(plan, dataset, parent, encoders, learn)
-    measured = evaluate.measure(encoders, dataset, held)
+    own_norms(encoders)
+    _not_diverged(encoders, course.steps - 1)
+    tensors = remember(work, encoders, course)
+    if work.plan.heads.fit == "moments":
+        solve(work, tensors, protections)
+    measured = evaluate.measure(encoders, work.dataset, work.held)
+    rows = ledger_of(work, encoders, course) if in_steps else []
     encoders.cpu()
-    proof = prove(plan, parent, tensors, measured, trained_pairs(dataset, learn))
-    tensors.bank |= bank(proof.stage, dataset, encoders, held)
-    files = checkpoint.save_tensors(folder, tensors)
-    prepare = {**(parent.stage.prepare if parent else {}), **dataset.specs}
-    stage = Stage(
+    proof = prove(work, tensors, measured)
+    tensors.bank |= bank(proof.stage, work.dataset, encoders, work.held)
+    capacity = {name: protection.capacity for name, protection in protections.items()}
+    steps = course.steps if in_steps else 0
+    stage = described(work, tensors, proof, measured, Known(warnings, capacity, steps, rows))
+    if work.world.first:
+        stage = checkpoint.save(work.folder, stage, tensors)
+    return Parent(stage, tensors)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What was learned of a stage on the way."""
+
+    warnings: list[str]
+    capacity: dict[str, float]
+    steps: int
+    ledger: list[StageRow]
+
+
+def described(work: Work, tensors: Tensors, proof: Certificate, measured: evaluate.Measured, known: Known) -> Stage:
+    """stage.json, but for the hashes that saving gives."""
+    plan, dataset, before = work.plan, work.dataset, work.parent.stage if work.parent else None
+    return Stage(
         stage=proof.stage,
         parent=proof.parent,
-        space=parent.stage.space if parent else f"s-{files[checkpoint.WEIGHTS][:12]}",
+        space=before.space if before else "",
         plan=plan,
         plan_sha256=plan.sha256,
         data_sha256=dataset.sha256,
-        files=files,
-        prepare=prepare,
-        prepare_sha256=checkpoint.fingerprints(prepare),
-        sensors={**(parent.stage.sensors if parent else {}), **dataset.modalities},
+        files={},
+        prepare={**(before.prepare if before else {}), **dataset.specs},
+        prepare_sha256={},
+        sensors={**(before.sensors if before else {}), **dataset.modalities},
+        widths={name: encoder.width for name, encoder in tensors.encoders.items()},
+        pairs=sorted({*(before.pairs if before else []), *modality_pairs(work)}),
+        labels=list(tensors.sums.labels),
+        replay=tensors.replay.keys if tensors.replay else [],
         windows=WindowSettings(length_s=dataset.length_ns / NS, hop_s=dataset.hop_ns / NS),
-        counters=Counters(
-            len(dataset), len(learn), len(held), plan.epochs * (len(learn) // min(plan.batch, len(learn)))
-        ),
+        counters=Counters(len(dataset), len(work.learn), len(work.held), known.steps),
         bad_windows=dataset.bad,
-        warnings=dataset.warnings,
-        capacity={name: protection.capacity for name, protection in protections.items()},
+        warnings=known.warnings,
+        epsilon=work.epsilon,
+        capacity=known.capacity,
         metrics=measured,
         certificate=proof,
+        ledger=[*(before.ledger if before else []), *known.ledger],
     )
-    checkpoint.save_stage(folder, stage)
-    return stage
 
 
 def load_parent(plan: Plan, base: Path) -> Parent | None:
@@ -124,103 +167,74 @@ def wanted_windows(plan: Plan, parent: Parent | None) -> WindowSettings:
     return WindowSettings(length_s=plan.windows.length_s or was.length_s, hop_s=plan.windows.hop_s or was.hop_s)
 
 
-def start(plan: Plan, dataset: Dataset, parent: Parent | None, learn: NDArray[np.int64]) -> Encoders:
-    """Encoders as they stand before the first step: old trunks frozen, new ones fresh and fitted to their data."""
-    torch.manual_seed(plan.seed)
-    old = parent.stage.prepare if parent else {}
-    encoders = checkpoint.build({**old, **dataset.specs}, plan.dim)
-    if parent:
-        encoders.load_state_dict(parent.tensors.encoders.state_dict(), strict=not (dataset.specs.keys() - old.keys()))
-    for modality in encoders:
-        encoder = encoders[modality]
-        if modality in old:
-            encoder.freeze_trunk()
-            encoder.head.requires_grad_(modality in dataset.specs)
-        else:
-            encoder.fit(torch.from_numpy(dataset.of_modality(modality, learn)))
-    return encoders
+def roomy(work: Work, clock: Clock, progress: Progress = silent) -> Work:
+    """With the smallest epsilon that leaves room to learn: a check on held-out moments, never on anything later.
+
+    Room is enough when retrieval of what is new reaches `plasticity` of what an unprotected stage reaches. Nothing
+    changes when the plan does not ask for the check, or there is nothing to protect, or no pair to measure it on.
+    """
+    wanted = work.plan.protection.plasticity
+    if not wanted or work.parent is None or work.plan.protection.rule not in KEEPS:
+        return work
+    free = replaced(work.plan, rule="none", plasticity=0.0)
+    target = wanted * learned(replace(work, plan=free), clock, progress)
+    if math.isnan(target):
+        return work
+    for epsilon in EPSILONS[:-1]:
+        if learned(replace(work, epsilon=epsilon), clock, progress) >= target:
+            return replace(work, epsilon=epsilon)
+    return replace(work, epsilon=EPSILONS[-1])
 
 
-def protect(
-    plan: Plan, dataset: Dataset, parent: Parent | None, encoders: Encoders
-) -> dict[str, projection.Protection]:
-    """Protection of every old head that this stage moves."""
-    if parent is None:
-        return {}
-    return {
-        modality: projection.protect(
-            parent.tensors.encoders[modality].head.weight,
-            parent.tensors.seen[modality],
-            plan.protection.epsilon,
-            plan.protection.drift_budget,
-        )
-        for modality in encoders
-        if modality in parent.stage.prepare and modality in dataset.specs
-    }
+def learned(work: Work, clock: Clock, progress: Progress) -> float:
+    """Mean recall@1 among few of all pairs, both ways, on held-out moments after a trial of this stage."""
+    with tempfile.TemporaryDirectory() as folder:
+        trial = learn_stage(replace(work, folder=Path(folder), world=ALONE), clock, progress)
+    assert trial is not None
+    found = [result.recall_1_few for result in trial.stage.metrics.retrieval]
+    return sum(found) / len(found) if found else math.nan
 
 
-def remember(
-    plan: Plan, dataset: Dataset, parent: Parent | None, encoders: Encoders, learn: NDArray[np.int64]
-) -> Tensors:
-    """What later stages need of this one: second moments over all stages, the heads' start, calibration windows."""
-    old = parent.tensors if parent else Tensors(encoders)
-    tensors = Tensors(encoders, dict(old.seen), {}, dict(old.bank), dict(old.calibration))
-    for modality, before in old.seen.items():
-        tensors.changes[modality] = Change(old.encoders[modality].head.weight.detach().double().clone(), before)
-    for modality in dataset.specs:
-        windows = dataset.of_modality(modality, learn)
-        x = torch.from_numpy(evaluate.embed(encoders[modality], windows, with_head=False))
-        seen = old.seen.get(modality, projection.nothing_seen(x.shape[1]))
-        tensors.seen[modality] = seen.joined(x)
-        tensors.calibration[modality] = _calibration(old.calibration.get(modality), torch.from_numpy(windows))
-    return tensors
+def replaced(plan: Plan, **protection: object) -> Plan:
+    """The plan with other settings of protection."""
+    return structs.replace(plan, protection=structs.replace(plan.protection, **protection))
 
 
-def _calibration(old: Tensor | None, new: Tensor) -> Tensor:
-    """At most 128 windows, spread evenly over the stages' own."""
-    if old is None:
-        return _thinned(new, CALIBRATION_ROWS)
-    fresh = _thinned(new, CALIBRATION_ROWS // 2)
-    return torch.cat([_thinned(old, CALIBRATION_ROWS - len(fresh)), fresh])
-
-
-def _thinned(rows: Tensor, most: int) -> Tensor:
-    return rows[torch.linspace(0, len(rows) - 1, min(most, len(rows))).round().long()]
-
-
-def trained_pairs(dataset: Dataset, learn: NDArray[np.int64]) -> list[tuple[str, str]]:
-    """The pairs of sensors with at least two common moments to learn from."""
-    views = dataset.views
-    return [(a, b) for a, b in dataset.pairs() if (views[a].present[learn] & views[b].present[learn]).sum() >= 2]
-
-
-def prove(
-    plan: Plan,
-    parent: Parent | None,
-    tensors: Tensors,
-    measured: evaluate.Measured,
-    pairs: list[tuple[str, str]],
-) -> Certificate:
+def prove(work: Work, tensors: Tensors, measured: evaluate.Measured) -> Certificate:
     """The certificate of a trained stage, its gates judged."""
     embeddings, similarities = drifts(tensors)
-    evidence = gates.Evidence(plan, tensors.encoders, tensors.changes, embeddings, tensors.bank, pairs, measured)
+    evidence = gates.Evidence(
+        work.plan, tensors.encoders, tensors.changes, embeddings, tensors.bank, work.pairs, measured
+    )
     return Certificate(
-        stage=parent.stage.stage + 1 if parent else 1,
-        parent=parent.stage.name if parent else "",
+        stage=work.parent.stage.stage + 1 if work.parent else 1,
+        parent=work.parent.stage.name if work.parent else "",
         embedding_drift=embeddings,
         similarity_drift=similarities,
-        gates=gates.judge(evidence),
+        gates=[_numbered(gate) for gate in gates.judge(evidence)],
     )
 
 
+def _numbered(gate: Gate) -> Gate:
+    """The gate, failed by a number where there was nothing to measure: JSON has no NaN."""
+    return gate if math.isfinite(gate.value) else structs.replace(gate, value=sys.float_info.max * gate.at_most)
+
+
 def drifts(tensors: Tensors) -> tuple[dict[str, float], dict[str, float]]:
-    """Embedding drift per old modality and similarity drift per pair of them, from stored second moments."""
+    """Embedding drift per old modality and similarity drift per pair of them, from stored second moments.
+
+    Where a trunk moved too, `{modality} trunk` is the largest relative change of one of its layers' outputs.
+    """
     changes = tensors.changes
     now = {name: tensors.encoders[name].head.weight.detach().double().cpu() for name in changes}
     embeddings = {
         name: certificate.embedding_drift(change.start, now[name], change.seen.second)
         for name, change in changes.items()
     }
+    for name, change in tensors.layer_changes.items():
+        if change.starts:  # else nothing is known of what they saw, and a drift of 0 would be a lie
+            moved = layers.drift(change.starts, tensors.encoders[name].trunk, change.seen)
+            embeddings[f"{name} trunk"] = max(moved.values())
     names = sorted(changes)
     similarities = {
         f"{a}+{b}": certificate.similarity_drift(
@@ -234,19 +248,6 @@ def drifts(tensors: Tensors) -> tuple[dict[str, float], dict[str, float]]:
     return embeddings, similarities
 
 
-def bank(number: int, dataset: Dataset, encoders: Encoders, held: NDArray[np.int64]) -> dict[str, Tensor]:
-    """Features of at most 256 held-out moments, float16, a last column of ones where the window was present."""
-    rows = held[np.linspace(0, len(held) - 1, min(BANK_ROWS, len(held))).round().astype(int)]
-    stored = {}
-    for sensor, view in dataset.views.items():
-        present = view.present[rows]
-        x = evaluate.embed(encoders[view.modality], view.inputs[rows[present]], with_head=False)
-        kept = np.zeros((len(rows), x.shape[1] + 1), np.float16)
-        kept[present] = np.concatenate([x, np.ones((len(x), 1), np.float32)], axis=1)
-        stored[f"{number}/{sensor}/{view.modality}"] = torch.from_numpy(kept)
-    return stored
-
-
 def _finished(folder: Path, plan: Plan, dataset: Dataset, parent: Parent | None) -> Stage:
     stage = checkpoint.load_stage(folder)
     is_parent = parent.stage.name if parent else ""
@@ -256,7 +257,16 @@ def _finished(folder: Path, plan: Plan, dataset: Dataset, parent: Parent | None)
     return stage
 
 
-def _enough(plan: Plan, dataset: Dataset, learn: NDArray[np.int64]) -> None:
+def _not_diverged(encoders: Encoders, step: int) -> None:
+    """Weights whose norm is no number make embeddings of zeros, at which the loss stays finite."""
+    for name, weight in encoders.named_parameters():
+        if not bool(torch.isfinite(torch.linalg.vector_norm(weight.detach()))):
+            mend = "lower learning_rate, and choose another `out` or delete this folder to begin anew"
+            raise GateError(f"step {step}", f"{name} has grown until its norm is no number", mend)
+
+
+def _enough(work: Work) -> None:
+    plan, dataset, learn, before = work.plan, work.dataset, work.learn, work.parent.stage if work.parent else None
     if len(learn) < FEWEST_MOMENTS:
         told = f"gives {len(learn)} moments to learn from, at least {FEWEST_MOMENTS} are needed"
         raise RecordingError(plan.recordings[0].path, told, "record longer, or lower `held_out`")
@@ -264,6 +274,26 @@ def _enough(plan: Plan, dataset: Dataset, learn: NDArray[np.int64]) -> None:
         if not len(dataset.of_modality(modality, learn)):
             told = f"has good {modality} windows only among those held out"
             raise RecordingError(plan.recordings[0].path, told, "record longer")
-    if not plan.defects.wanted and not trained_pairs(dataset, learn):
+        if modality not in work.old and len(dataset.of_modality(modality, learn)) < 2:
+            told = f"has a single good {modality} window to learn from, which has no deviation to be scaled by"
+            raise RecordingError(plan.recordings[0].path, told, "record longer")
+    for sensor, modality in dataset.modalities.items():
+        if before and before.sensors.get(sensor, modality) != modality:
+            told = f"calls {sensor} a {modality}, the parent a {before.sensors[sensor]}"
+            raise RecordingError(plan.recordings[0].path, told, "give the sensors different names")
+    pairs = trained_pairs(plan, dataset, learn)
+    names = set(dataset.labels[learn].tolist() if len(dataset.labels) else []) - {""}
+    if plan.losses.labels and not names:
+        told = "carries no labels of normal running, and the plan wants to learn by labels"
+        raise RecordingError(plan.recordings[0].path, told, "set [losses] labels = false, or label the recording")
+    if plan.heads.fit == "moments" and plan.losses.labels:
+        known = names.union(before.labels if before else ())
+        if len(known) > plan.dim:
+            told = f"{len(known)} labels of all stages need as many dimensions, embeddings have {plan.dim}"
+            raise ConfigError("plan", told, f"set dim = {len(known)} from the first stage on, or use fewer labels")
+    if plan.heads.fit == "moments" and not plan.losses.labels and not modality_pairs(work):
+        told = "has no two sensors of different kinds with common moments, from which heads are to be solved"
+        raise RecordingError(plan.recordings[0].path, told, 'set [heads] fit = "steps", or record a second sensor')
+    if plan.heads.fit == "steps" and not plan.defects.wanted and not pairs:
         told = "has no two sensors with common moments, and the plan learns without defects"
         raise RecordingError(plan.recordings[0].path, told, "set [defects] together = 1.0 or record a second sensor")
