@@ -30,7 +30,8 @@ def folder(tmp_path_factory):
     """`one`, a trained stage, and `out`, all of its files as version 7."""
     folder = tmp_path_factory.mktemp("export")
     pitch_scene.record(folder / "one.mcap", 100, seed=1)
-    run_stage(pitch_scene.plan("one", "one.mcap", defects=DefectSettings(own=0, together=0)), folder, SystemClock())
+    alone = DefectSettings(own=0, together=0)
+    run_stage(pitch_scene.plan("one", "one.mcap", epochs=16, defects=alone), folder, SystemClock())
     build(folder / "one", folder / "out", version=7)
     return folder
 
