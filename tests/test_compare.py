@@ -1,7 +1,5 @@
 """Comparing ways of learning: what runs measure, how rows are reckoned, and that benchmarks keep to their splits."""
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +8,10 @@ import numpy as np
 import pytest
 
 from lineside.clock import NS
+from lineside.errors import LinesideError
 from lineside.features import FeaturesPrepare
 from trainer import benchmarks, report
+from trainer.__main__ import compare as command
 from trainer.benchmarks import BENCHMARKS, Benchmark, Task
 from trainer.compare import Run, bootstrap, run, summary
 from trainer.data import Dataset, View
@@ -68,6 +68,7 @@ def test_heads_solved_from_moments_of_all_stages_forget_nothing(found):
     assert [len(hits) for hits in found["joint"].hits] == [120, 120, 120]
 
 
+@pytest.mark.slow
 def test_every_method_runs_through_two_stages(small):
     two = Benchmark("small", small.tasks[:2], "class", "own", 1 / 3)
     for name, method in METHODS.items():
@@ -142,17 +143,17 @@ def test_the_table_and_the_picture_name_every_method_and_the_command(found, tmp_
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--benchmark", "mnist"], "there is no 'mnist'"),
-        (["--benchmark", "fan", "--methods", "magic"], "there is no 'magic'"),
-        (["--benchmark", "fan", "--split", "train"], "there is no 'train'"),
-        (["--benchmark", "fan", "--data", "nowhere"], "is not there"),
+        ({"benchmark": "mnist"}, "there is no 'mnist'; choose of: av-digits; skab; fan"),
+        ({"methods": "magic"}, "there is no 'magic'; choose of: fine-tune; "),
+        ({"split": "train"}, "there is no 'train'; choose val or test"),
+        ({"data": Path("nowhere")}, "is not there; give the folder"),
     ],
 )
 def test_what_does_not_exist_is_refused_with_what_does(words, told, tmp_path):
-    command = [sys.executable, "-m", "trainer", "compare", "--out", str(tmp_path), *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode in (2, 3)
-    assert told in done.stderr
+    given = {"benchmark": "fan", "data": SHARED, "methods": "", "seeds": 1, "epochs": 1, "split": "test"}
+    with pytest.raises(LinesideError) as refused:
+        command(out=tmp_path, **{**given, **words})
+    assert told in str(refused.value)
 
 
 @pytest.fixture(scope="module")

@@ -67,6 +67,7 @@ def losses(folder):
     return [float(row["loss"]) for row in rows]
 
 
+@pytest.mark.slow
 def test_one_and_two_processes_learn_the_same_first_stage_batch_norm_included(folder):
     """Some moments lack sound, so that the two processes hold unequal shares of it."""
     for count in (1, 2):
@@ -79,6 +80,7 @@ def test_one_and_two_processes_learn_the_same_first_stage_batch_norm_included(fo
     assert far_apart(folder / "first-1", folder / "other") > 1e-1
 
 
+@pytest.mark.slow
 def test_one_and_two_processes_learn_the_same_later_stage_with_teachers(folder):
     first = plan_file(folder, "start")
     train(first, 1)
