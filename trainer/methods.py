@@ -38,7 +38,7 @@ FEW, MANY = 60, 200
 class Method:
     """One row: what it is, the settings by which it differs from plain fine-tuning, and whether all data come at once.
 
-    `stored` moments are kept whole; `ours` marks what this project proposes, to be judged against the rest.
+    `ours` marks what this project proposes, to be judged against the rest.
     """
 
     about: str
