@@ -415,7 +415,7 @@ def test_remembered_fisher_is_the_mean_square_of_gradients_and_adds_up_over_stag
         for name in want if each else ():
             (gradient,) = torch.autograd.grad(each["a+b"], line.encoders[name].head.weight, retain_graph=True)
             want[name] += gradient**2 / 3
-    one = remember_ewc({}, line.encoders, terms(line, "ab"))
+    one = remember_ewc({}, line.encoders, terms(line, "ab"), {})
     assert one.keys() == {"fisher/a.head.weight", "fisher/b.head.weight"}
     for name in "ab":
         assert (one[f"fisher/{name}.head.weight"] - want[name]).abs().max() <= 1e-12
@@ -423,11 +423,14 @@ def test_remembered_fisher_is_the_mean_square_of_gradients_and_adds_up_over_stag
 
     line.encoders["c"].head.requires_grad_(True)
     line.encoders["a"].head.requires_grad_(False)
-    later = remember_ewc({}, line.encoders, terms(line, "bc"))
-    two = remember_ewc(one, line.encoders, terms(line, "bc"))
+    later = remember_ewc({}, line.encoders, terms(line, "bc"), {})
+    two = remember_ewc(one, line.encoders, terms(line, "bc"), {})
     assert two.keys() == one.keys() | later.keys()
     for key in two:
         assert torch.equal(two[key], one.get(key, 0) + later.get(key, torch.zeros_like(two[key])))
+    doubled = remember_ewc({}, line.encoders, terms(line, "bc"), {"pair": 2.0})  # of the loss as it is weighed
+    for key in later:
+        torch.testing.assert_close(doubled[key], 4 * later[key])
     assert not any(x.requires_grad for x in two.values())
 
 

@@ -336,16 +336,17 @@ def windows(kind, n=6, seed=0):
 
 
 @pytest.mark.parametrize("kind", SPECS)
-def test_fixed_trunks_of_a_kind_agree_and_their_features_are_positive(kind):
+def test_fixed_trunks_of_a_seed_agree_and_their_features_are_positive(kind):
     assert SPECS.keys() == LOOKS.keys()
     trunks = []
-    for seed in (1, 2):
+    for seed in (1, 1, 2):
         torch.manual_seed(seed)
         trunks.append(FixedTrunk(SPECS[kind], 40))
         trunks[-1].fit(windows(kind, 20))
     assert torch.equal(trunks[0].directions, trunks[1].directions)
+    assert not torch.equal(trunks[0].directions, trunks[2].directions)
     features = [trunk(windows(kind)) for trunk in trunks]
-    assert torch.equal(*features)
+    assert torch.equal(features[0], features[1])
     assert features[0].shape == (6, 40)
     assert features[0].dtype == torch.float32
     assert (features[0] >= 0).all()
@@ -353,13 +354,6 @@ def test_fixed_trunks_of_a_kind_agree_and_their_features_are_positive(kind):
     assert torch.pdist(features[0]).min() > 1e-2  # windows are told apart
     assert not list(trunks[0].parameters())
     assert "directions" in trunks[0].state_dict()
-
-
-def test_random_directions_are_the_same_on_every_machine():
-    directions = FixedTrunk(SPECS["features"], 40).directions
-    assert directions.shape == (12, 40)
-    wanted = torch.tensor([1.346016, 1.361559, 0.007822])
-    torch.testing.assert_close(directions[0, :3], wanted, rtol=0, atol=1e-5)
 
 
 def test_fixed_features_are_relu_of_random_directions_of_the_centred_unit_look():
@@ -383,6 +377,7 @@ def test_fitting_sets_the_scale(kind):
     torch.testing.assert_close(scale.std.flatten(), x.std(dim=rest).flatten())
     assert (trunk(x) - before).abs().max() > 1e-2
     other = FixedTrunk(SPECS[kind], 40)
+    other.directions = trunk.directions
     other.fit(40 * x + 7)
     torch.testing.assert_close(other(40 * x + 7), trunk(x), rtol=1e-3, atol=1e-3)
 

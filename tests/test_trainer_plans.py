@@ -39,7 +39,7 @@ from trainer.plan import (
 )
 from trainer.processes import ALONE
 from trainer.stage import EPSILONS, Work, learn_stage, roomy, run_stage
-from trainer.supervised import supervised_pair
+from trainer.supervised import cross_relation_distillation, relation_distillation, supervised_pair
 
 WIDTH, DIM, SAMPLES, COUNT = 24, 16, 32, 60
 KINDS = {"cam0": "camera", "mic0": "microphone", "pump0": "series"}
@@ -230,6 +230,9 @@ OPTIONS = {
     "none": Option({"protection": rule("none")}),
     "dual": Option({"protection": rule(sides="dual")}),
     "plasticity": Option({"protection": rule(plasticity=0.9)}),
+    "within": Option({"losses": LossSettings(labels=True, within=1.0)}),
+    "across": Option({"distill": DistillSettings(across=1.0)}),
+    "optimiser goes on": Option({"optimiser": "continued"}),
     "defects": Option({"defects": DefectSettings(1.0, 0.6)}),
     "fixed": Option({"encoders": FIXED}),
     "solved": Option({"heads": SOLVED}, ("sums",)),
@@ -264,7 +267,7 @@ def test_every_option_learns_three_stages_that_come_back_from_disk_as_they_were(
         stage = checkpoint.load_stage(folder)
         assert stage == child.stage
         assert equal(flat(checkpoint.load_tensors(folder, stage)), flat(child.tensors))
-        logged = {"log.csv"} if stage.counters.steps else set()
+        logged = {"log.csv", checkpoint.OPTIMISER} if stage.counters.steps else set()
         assert hashes(folder).keys() == ALWAYS | logged | {f"{file}.safetensors" for file in option.files}
         assert (stage.stage, stage.parent, stage.space) == (number, parent.stage.name, first.stage.space)
         assert moved(parent, child) or name == "rotate, nothing free"
@@ -290,6 +293,7 @@ STOPPED = {
     "rotate with a teacher": Option({"protection": rule("rotate", epsilon=1e-2), "teacher": CTP}),
     "ewc": Option({"protection": rule("ewc", strength=1e3)}),
     "all layers": Option({"encoders": EncoderSettings(move="all"), "protection": rule("none")}, line=waves),
+    "optimiser goes on": Option({"optimiser": "continued", "distill": DistillSettings(across=1.0)}),
 }
 
 
@@ -487,6 +491,86 @@ def test_distillation_keeps_relations(tmp_path):
         now = relations(embedded(child, data, "mic0"))
         lost[weight] = float(functional.kl_div(now, before, reduction="batchmean", log_target=True))
     assert lost[20.0] < lost[0.0] / 3
+
+
+def test_distillation_across_keeps_relations_between_sensors(tmp_path):
+    parent, data = learn(tmp_path / "one", scene(), epochs=8), scene(1)
+    before, lost = across(parent, data), {}
+    for weight in (0.0, 20.0):
+        child = learn(
+            tmp_path / str(weight),
+            data,
+            parent,
+            distill=DistillSettings(across=weight, temperature=0.07, teacher_temperature=0.07),
+            protection=rule("none"),
+            epochs=8,
+            learning_rate=1e-2,
+        )
+        now = across(child, data)
+        lost[weight] = float(functional.kl_div(now, before, reduction="batchmean", log_target=True))
+        told = {name for terms in log(tmp_path / str(weight)) for name in terms if name.startswith("across:")}
+        assert told == ({"across:cam0+mic0", "across:cam0+pump0", "across:mic0+pump0"} if weight else set())
+    assert lost[20.0] < lost[0.0] / 2
+
+
+def across(known, data):
+    """Log share of each sound's window among all of a camera's windows."""
+    z, y = (torch.from_numpy(embedded(known, data, sensor)) for sensor in ("mic0", "cam0"))
+    return functional.log_softmax(z @ y.T / 0.07, dim=1)
+
+
+def test_across_and_within_a_sensor_each_modality_has_its_own_lambda():
+    z = functional.normalize(torch.randn(3, 8, DIM, generator=torch.Generator().manual_seed(0)), dim=2)
+    everywhere, half = torch.ones(8, dtype=torch.bool), torch.arange(8) < 4
+    seen = {"a": Seen(z[0], everywhere), "b": Seen(z[1], half), "c": Seen(z[2], everywhere)}
+    old = {"a": Seen(z[1], everywhere), "b": Seen(z[2], half)}
+    settings, lambdas = DistillSettings(weight=2.0, across=3.0), {"a": 1.0, "b": 4.0, "c": 9.0}
+    terms = guide.distilled(seen, old, [("a", "b"), ("b", "c")], settings, lambdas)
+    soft = settings.temperature, settings.teacher_temperature
+    assert list(terms) == ["distill a", "distill b", "across a+b"]
+    wanted = {
+        "distill a": 2 * 1 * relation_distillation(z[0], z[1], *soft),
+        "distill b": 2 * 4 * relation_distillation(z[1][half], z[2][half], *soft),
+        "across a+b": 3 * 2.5 * cross_relation_distillation(z[0][half], z[1][half], z[1][half], z[2][half], *soft),
+    }
+    torch.testing.assert_close(terms, wanted)
+
+
+def test_contrast_within_a_sensor_teaches_one_that_is_alone(tmp_path):
+    """By labels, without a pair and without defects: windows of a label draw together, here those of two kinds each."""
+    data, near = scene(sensors=("cam0",)), {}
+    data = dataclasses.replace(data, labels=np.array(["x" if name[-1] in "ab" else "y" for name in data.labels]))
+    for epochs in (1, 40):
+        known = learn(
+            tmp_path / str(epochs),
+            data,
+            losses=LossSettings(labels=True, within=1.0),
+            epochs=epochs,
+            learning_rate=1e-4 if epochs == 1 else 1e-2,
+        )
+        z = embedded(known, data, "cam0")
+        same = torch.from_numpy(data.labels[:, None] == data.labels[None])
+        likeness = z @ z.T
+        near[epochs] = float(likeness[same].mean() - likeness[~same].mean())
+    assert near[40] > near[1] + 0.3
+    assert all(list(terms) == ["within:cam0"] for terms in log(tmp_path / "40"))
+
+
+def test_contrast_within_needs_labels():
+    with pytest.raises(ValueError, match="labels = true"):
+        LossSettings(within=1.0)
+
+
+def test_a_continued_optimiser_begins_where_the_parent_ended(tmp_path):
+    """Its count of steps goes on, its moments are the parent's; a rotated head has other coordinates and begins anew."""
+    for name, settings in {"held": rule(), "rotated": rule("rotate", epsilon=1e-2)}.items():
+        parent = learn(tmp_path / name, scene(), protection=settings)
+        steps = parent.stage.counters.steps
+        assert {float(x) for key, x in parent.tensors.optimiser.items() if key.endswith("/step")} == {steps}
+        for way, first in (("fresh", 0), ("continued", 0 if name == "rotated" else steps)):
+            child = learn(tmp_path / f"{name} {way}", scene(1), parent, optimiser=way, protection=settings)
+            told = {float(x) for key, x in child.tensors.optimiser.items() if key.endswith("/step")}
+            assert told == {first + child.stage.counters.steps}
 
 
 def test_terms_come_in_the_order_of_the_sensors():
@@ -761,7 +845,9 @@ def test_a_fixed_trunk_stays_what_it_was_drawn_as(tmp_path):
     assert child.stage.widths == {"series": 32}
     assert moved(parent, child) == {"series.head.weight"}
     other = learn(tmp_path / "other", waves(2), encoders=FIXED, seed=9)
-    assert torch.equal(weights(other)["series.trunk.directions"], weights(parent)["series.trunk.directions"])
+    drawn = [weights(known)["series.trunk.directions"] for known in (parent, child, other)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
 
 
 LAYERS = ["trunk.body.0", "trunk.body.3", "trunk.body.6", "trunk.body.9"]

@@ -55,7 +55,8 @@ def course_of(work: Work, encoders: Encoders) -> tuple[Course, dict[str, Protect
     old = parent.tensors.encoders if parent else None
     guided = guide.guide(plan, encoders, old, dataset, lambdas, work.world)
     held = frozenset(protections) if plan.protection.rule == "hold" else frozenset()
-    course = Course(plan, dataset, work.learn, replayed, work.pairs, encoders, rule, guided, held, work.world)
+    moments = parent.tensors.optimiser if parent and plan.optimiser == "continued" else {}
+    course = Course(plan, dataset, work.learn, replayed, work.pairs, encoders, rule, guided, held, work.world, moments)
     return course, protections
 
 

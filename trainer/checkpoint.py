@@ -15,6 +15,7 @@ sums.safetensors        what heads are solved from beside their moments
 replay.safetensors      the moments that are kept whole
 rule.safetensors        what the reference's rule and elastic weight consolidation remember
 teacher.safetensors     the momentum teacher and its queues, as the stage ended
+optimiser.safetensors   AdamW's moments of every weight that was stepped, `{modality}.{parameter}/{moment}`
 """
 
 from __future__ import annotations
@@ -51,9 +52,9 @@ from trainer.plan import Plan, WindowSettings
 from trainer.projection import Moments
 from trainer.solved import Sums
 
-WEIGHTS, STATISTICS, BANK, CALIBRATION, LAYERS, SUMS, REPLAY, RULE, TEACHER = (
-    f"{name}.safetensors"
-    for name in ("weights", "statistics", "bank", "calibration", "layers", "sums", "replay", "rule", "teacher")
+ALL = ("weights", "statistics", "bank", "calibration", "layers", "sums", "replay", "rule", "teacher", "optimiser")
+WEIGHTS, STATISTICS, BANK, CALIBRATION, LAYERS, SUMS, REPLAY, RULE, TEACHER, OPTIMISER = (
+    f"{name}.safetensors" for name in ALL
 )
 ALWAYS = (WEIGHTS, STATISTICS, BANK, CALIBRATION)
 RESUME, LOG, STAGE = "resume.safetensors", "log.csv", "stage.json"
@@ -190,6 +191,7 @@ class Tensors:
     replay: Replay | None = None
     rule: dict[str, Tensor] = field(default_factory=dict)
     guide: dict[str, Tensor] = field(default_factory=dict)
+    optimiser: dict[str, Tensor] = field(default_factory=dict)
 
 
 def save(folder: Path, stage: Stage, tensors: Tensors) -> Stage:
@@ -209,6 +211,7 @@ def save(folder: Path, stage: Stage, tensors: Tensors) -> Stage:
         REPLAY: _replay_out(tensors.replay),
         RULE: _contiguous(tensors.rule),
         TEACHER: _contiguous(tensors.guide),
+        OPTIMISER: _contiguous(tensors.optimiser),
     }
     hashes = {}
     for name, content in files.items():
@@ -261,6 +264,7 @@ def load_tensors(folder: Path, stage: Stage) -> Tensors:
         _replay_in(stored[REPLAY], stage.replay),
         _checked(folder, stage, RULE) if RULE in stage.files else {},
         _checked(folder, stage, TEACHER) if TEACHER in stage.files else {},
+        _checked(folder, stage, OPTIMISER) if OPTIMISER in stage.files else {},
     )
 
 
@@ -290,8 +294,7 @@ def save_progress(
 ) -> None:
     """Write all that a half-trained stage needs to go on: one file, so that no two can disagree."""
     tensors = {f"model/{name}": tensor for name, tensor in encoders.state_dict().items()}
-    for index, state in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser/{index}/{name}": value for name, value in state.items()}
+    tensors |= {f"optimiser/{name}": tensor for name, tensor in stepped(encoders, optimiser).items()}
     if guide is not None:
         tensors |= {f"guide/{name}": tensor for name, tensor in guide.state().items()}
     write_log(folder, log)
@@ -318,14 +321,27 @@ def resume(
         told = "is of another plan, parent or recording"
         raise ConfigError(str(path), told, "choose another `out`, or delete this folder to begin anew")
     encoders.load_state_dict(_under("model/", tensors))
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in _under("optimiser/", tensors).items():
-        index, _, key = name.partition("/")
-        state.setdefault(int(index), {})[key] = tensor
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    step_on(encoders, optimiser, _under("optimiser/", tensors))
     if guide is not None:
         guide.restore(_under("guide/", tensors))
     return int(about["step"])
+
+
+def stepped(encoders: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What the optimiser knows of each weight that it has stepped, `{parameter}/{moment}`."""
+    names = {weight: name for name, weight in encoders.named_parameters()}
+    return {f"{names[w]}/{key}": value for w, state in optimiser.state.items() for key, value in state.items()}
+
+
+def step_on(encoders: nn.Module, optimiser: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:
+    """Bring the optimiser back to what `stepped` gave, where a weight still moves and still has that shape."""
+    for name, weight in encoders.named_parameters():
+        known = _under(f"{name}/", moments)
+        if weight.requires_grad and known and known["exp_avg"].shape == weight.shape:
+            # Copies: AdamW steps them in place. Its count of steps stays on the CPU.
+            optimiser.state[weight] = {
+                key: value.clone() if key == "step" else value.to(weight, copy=True) for key, value in known.items()
+            }
 
 
 def write_log(folder: Path, rows: list[list[str]]) -> None:

@@ -20,7 +20,6 @@ from lineside.features import CameraPrepare, FeaturesPrepare, MicrophonePrepare,
 from trainer import layers
 from trainer.plan import Moves
 
-RANDOM_FEATURES = 20_240_501  # seed of the random directions: the same for all, so that every encoder of a kind agrees
 SILENCE = 1e-3  # of a channel's power: silence has no shape
 LOG_MEL_STD_FLOOR = 0.5  # natural-log units: a mel band that never moved must not turn a whisper into a thunderclap
 
@@ -244,8 +243,7 @@ class FixedTrunk(nn.Module):
         with torch.no_grad():
             inputs = self.look(torch.zeros(2, *shape(spec))).shape[1]
         self.directions: Tensor
-        drawn = torch.randn(inputs, width, generator=torch.Generator().manual_seed(RANDOM_FEATURES))
-        self.register_buffer("directions", drawn)
+        self.register_buffer("directions", torch.randn(inputs, width))
 
     def forward(self, window: Tensor) -> Tensor:
         x = self.look(window)

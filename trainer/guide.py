@@ -17,9 +17,9 @@ from trainer import evaluate, teacher
 from trainer.data import Dataset
 from trainer.encoders import Encoders
 from trainer.losses import Seen
-from trainer.plan import Plan
+from trainer.plan import DistillSettings, Plan
 from trainer.processes import World, share_norms
-from trainer.supervised import relation_distillation
+from trainer.supervised import cross_relation_distillation, relation_distillation
 from trainer.teacher import Queue
 
 Inputs = dict[str, tuple[str, Tensor, Tensor]]  # by sensor: modality, changed windows (n, *shape), present (batch,)
@@ -61,24 +61,13 @@ class Guide:
             momentum = {} if self.momentum is None else embedded(self.momentum, inputs, self.plan, self.world)
             found |= teacher.teacher_loss(seen, momentum, old, pairs, self.queues, self.plan.teacher, ids)
             teacher.remember(self.queues, momentum, ids)
-        if self.plan.distill.weight:
-            found |= self._distilled(seen, inputs, old)
-        return found
-
-    def _distilled(self, seen: Mapping[str, Seen], inputs: Inputs, old: Mapping[str, Seen]) -> dict[str, Tensor]:
-        settings, found = self.plan.distill, {}
-        known = [sensor for sensor in seen if sensor in old]  # in order: that of a set differs between processes
-        for sensor in known:
-            here = seen[sensor].present
-            term = relation_distillation(
-                seen[sensor].z[here], old[sensor].z[here], settings.temperature, settings.teacher_temperature
-            )
-            if term is not None:
-                found[f"distill {sensor}"] = settings.weight * self.weights.get(inputs[sensor][0], 1.0) * term
+        if self.plan.distill.wanted:
+            lambdas = {sensor: self.weights.get(inputs[sensor][0], 1.0) for sensor in seen}
+            found |= distilled(seen, old, pairs, self.plan.distill, lambdas)
         return found
 
     def _old(self, inputs: Inputs, ids: Tensor) -> dict[str, Seen]:
-        wanted = self.plan.teacher.cross or self.plan.teacher.same or self.plan.distill.weight
+        wanted = self.plan.teacher.cross or self.plan.teacher.same or self.plan.distill.wanted
         if not wanted:
             return {}
         known = {sensor: each for sensor, each in inputs.items() if each[0] in self.old}
@@ -117,11 +106,39 @@ class Guide:
             self.queues[sensor] = Queue.restore(rows)
 
 
+def distilled(
+    seen: Mapping[str, Seen],
+    old: Mapping[str, Seen],
+    pairs: Sequence[tuple[str, str]],
+    settings: DistillSettings,
+    lambdas: Mapping[str, float],
+) -> dict[str, Tensor]:
+    """Weighted relation distillation by name: within each sensor that `old` knows, and across each such pair."""
+    soft = settings.temperature, settings.teacher_temperature
+    found: dict[str, Tensor | None] = {}
+    for sensor in seen if settings.weight else ():  # in this order: that of a set differs between processes
+        if sensor in old:
+            here, weight = seen[sensor].present, settings.weight * lambdas[sensor]
+            found[f"distill {sensor}"] = _times(
+                weight, relation_distillation(seen[sensor].z[here], old[sensor].z[here], *soft)
+            )
+    for a, b in pairs if settings.across else ():
+        if a in seen and b in seen and a in old and b in old:
+            here, weight = seen[a].present & seen[b].present, settings.across * (lambdas[a] + lambdas[b]) / 2
+            rows = (each[here] for each in (seen[a].z, seen[b].z, old[a].z, old[b].z))
+            found[f"across {a}+{b}"] = _times(weight, cross_relation_distillation(*rows, *soft))
+    return {name: term for name, term in found.items() if term is not None}
+
+
+def _times(weight: float, term: Tensor | None) -> Tensor | None:
+    return None if term is None else weight * term
+
+
 def guide(
     plan: Plan, encoders: Encoders, old: Encoders | None, dataset: Dataset, lambdas: dict[str, float], world: World
 ) -> Guide | None:
     """The guide that a plan asks for; None when it asks for none, or there is nothing old to teach."""
-    if not plan.teacher.wanted and (old is None or not plan.distill.weight):
+    if not plan.teacher.wanted and (old is None or not plan.distill.wanted):
         return None
     # Copies of the student, which still is what it begins with: rotated heads have other parameters than plain ones.
     before = teacher.teacher_of(Encoders({name: encoders[name] for name in old or ()}))

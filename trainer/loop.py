@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +41,8 @@ class Course:
     """All that one stage's training works with.
 
     `dataset` holds the new moments, of which `learn` are learned from, and after them the `replayed` ones. Heads in
-    `held` go faster than others: little of them can move.
+    `held` go faster than others: little of them can move. `moments` are what the parent's optimiser knew, if it is to
+    go on from there (trainer.checkpoint.stepped).
     """
 
     plan: Plan
@@ -54,6 +55,7 @@ class Course:
     guide: Guide | None = None
     held: frozenset[str] = frozenset()
     world: World = ALONE
+    moments: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def batch(self) -> int:
@@ -86,14 +88,15 @@ def train(
     clock: Clock,
     progress: Progress,
     max_steps: int | None = None,
-) -> bool:
+) -> dict[str, Tensor] | None:
     """Train a course to its end, going on from `folder` if it holds a half-trained stage.
 
-    `max_steps` stops after that step of the stage, half trained; True says that the stage is trained to its end.
-    Raises GateError when the loss is no number any more.
+    Gives what the optimiser knows of the weights at the end; None when `max_steps` stopped it half trained. Raises
+    GateError when the loss is no number any more.
     """
     plan, encoders, guide, steps = course.plan, course.encoders, course.guide, course.steps
     optimiser = optimiser_of(encoders, plan, course.held)
+    checkpoint.step_on(encoders, optimiser, course.moments)
     first = checkpoint.resume(folder, identity, encoders, optimiser, guide)
     last = steps if max_steps is None else min(steps, max_steps)
     log = checkpoint.read_log(folder, first) or [COLUMNS]
@@ -110,9 +113,11 @@ def train(
         if course.world.first and (place == course.per_epoch - 1 or step + 1 == last):
             checkpoint.save_progress(folder, identity, step + 1, encoders, optimiser, guide, log)
     encoders.eval()
-    if last == steps:
-        course.rule.finish()
-    return last == steps
+    if last < steps:
+        return None
+    known = checkpoint.stepped(encoders, optimiser)  # before weights are given other names
+    course.rule.finish()
+    return known
 
 
 def one_step(course: Course, optimiser: torch.optim.Optimizer, step: int) -> tuple[Tensor | None, dict[str, Tensor]]:
@@ -120,7 +125,7 @@ def one_step(course: Course, optimiser: torch.optim.Optimizer, step: int) -> tup
     if course.guide is not None:
         course.guide.follow(course.encoders)
     terms = step_terms(course, step)
-    loss, penalty = total(terms, {"pair": course.plan.losses.contrast}), course.rule.penalty()
+    loss, penalty = total(terms, weights_of(course.plan)), course.rule.penalty()
     if loss is not None:
         _finite(loss, step, terms)
         optimiser.zero_grad()
@@ -148,7 +153,10 @@ def step_terms(course: Course, step: int) -> dict[str, Tensor]:
     inputs, defects = look(course, rows, step)
     seen = embed(course, inputs, defects)
     kinds = kinds_of(course, rows, next(course.encoders.parameters()).device)
-    terms = sensor_losses(seen, course.pairs, course.plan.temperature, course.plan.defects, kinds)
+    settings = course.plan.losses
+    terms = sensor_losses(
+        seen, course.pairs, course.plan.temperature, course.plan.defects, kinds, within=settings.within > 0
+    )
     if course.guide is not None:
         ids = torch.from_numpy(rows).to(next(course.encoders.parameters()).device)
         terms |= course.guide.terms(seen, inputs, ids, course.pairs)
@@ -204,6 +212,11 @@ def embed(course: Course, inputs: Inputs, defects: Mapping[str, Tensor]) -> dict
         else:
             seen[sensor] = Seen(z_all, everywhere)
     return seen
+
+
+def weights_of(plan: Plan) -> dict[str, float]:
+    """Weight of each group of terms (trainer.losses.total); what is not named here has its weight in it."""
+    return {"pair": plan.losses.contrast, "within": plan.losses.within}
 
 
 def kinds_of(course: Course, rows: NDArray[np.int64], where: torch.device) -> Kinds | None:

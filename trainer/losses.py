@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from trainer.plan import DefectSettings
-from trainer.supervised import supervised_pair
+from trainer.supervised import asymmetric_contrast, supervised_pair
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,12 @@ def sensor_losses(
     temperature: float,
     defects: DefectSettings,
     kinds: Kinds | None = None,
+    within: bool = False,
 ) -> dict[str, Tensor]:
-    """Each applicable term by name: of `pairs` in the batch ("cam0+mic0") and of single sensors ("defect cam0")."""
+    """Each applicable term by name: of `pairs` in the batch ("cam0+mic0") and of single sensors ("defect cam0").
+
+    `within` adds contrast by `kinds` among a sensor's own windows ("within cam0").
+    """
     met = [(a, b) for a, b in pairs if a in batch and b in batch]
     found = {f"{a}+{b}": pair_loss(batch[a], batch[b], temperature, kinds) for a, b in met}
     in_touch = any(term is not None for term in found.values())
@@ -115,6 +119,11 @@ def sensor_losses(
             found[f"defect {name}"] = defect_loss(seen, temperature, defects.own, defects.together)
         else:
             found[f"alone {name}"] = alone_loss(seen, temperature)
+        if within and kinds is not None:
+            here = seen.present
+            found[f"within {name}"] = asymmetric_contrast(
+                seen.z[here], kinds.labels[here], kinds.anchors[here], temperature
+            )
     return {name: term for name, term in found.items() if term is not None}
 
 

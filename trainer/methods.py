@@ -106,6 +106,10 @@ METHODS: dict[str, Method] = {
             distill=DistillSettings(weight=1.0, kappa=1.0),
         ),
     ),
+    "nothing moves": Method(
+        "the first stage's encoders and heads for ever: its backward transfer is what a growing gallery alone costs",
+        _with(encoders=EncoderSettings(), protection=ProtectionSettings(drift_budget=1e-9)),
+    ),
     "frozen, heads held": Method(
         "encoders of the first stage frozen, heads put back onto what they may be, drift budget 0.05",
         _with(encoders=EncoderSettings(), protection=ProtectionSettings(rule="hold")),

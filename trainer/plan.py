@@ -85,16 +85,20 @@ class LossSettings(Config, frozen=True):
 
     With `labels`, every window of a moment's label is a right answer, not the moment's own alone: right where a label
     names a kind of event, wrong where it names a whole recording (all its moments would be drawn to one point).
-    `old_anchors` lets replayed moments ask too; otherwise they are only answers (Co2L's asymmetry).
+    `within` weighs supervised contrast among each sensor's own windows, and goes with `labels`. `old_anchors` lets
+    replayed moments ask too; otherwise they are only answers (Co2L's asymmetry).
     """
 
     contrast: float = 1.0
     labels: bool = False
+    within: float = 0.0
     old_anchors: bool = True
 
     def __post_init__(self) -> None:
-        if self.contrast < 0:
-            raise ValueError("contrast must be at least 0")
+        if min(self.contrast, self.within) < 0:
+            raise ValueError("contrast and within must be at least 0")
+        if self.within and not self.labels:
+            raise ValueError("within is contrast by labels: set labels = true, or within = 0")
 
 
 class TeacherSettings(Config, frozen=True):
@@ -137,11 +141,13 @@ class TeacherSettings(Config, frozen=True):
 class DistillSettings(Config, frozen=True):
     """Relation distillation from the previous stage (cila.md, 2.2), with a weight that follows the logged losses.
 
-    The weight is `weight` times lambda of each modality: 1 in the second stage, then
+    `weight` is of relations within each sensor, `across` of those between the sensors of a pair. Each is multiplied by
+    lambda of the modality (the mean of both): 1 in the second stage, then
     clip(kappa * sum of past distillation / sum of past contrast, floor, cap). `kappa = 0` keeps it at 1.
     """
 
     weight: float = 0.0
+    across: float = 0.0
     temperature: float = 0.2
     teacher_temperature: float = 0.01
     kappa: float = 0.0
@@ -149,10 +155,15 @@ class DistillSettings(Config, frozen=True):
     cap: float = 10.0
 
     def __post_init__(self) -> None:
-        if self.weight < 0 or min(self.temperature, self.teacher_temperature) <= 0 or self.kappa < 0:
-            raise ValueError("weight and kappa must be at least 0, temperatures above 0")
+        if min(self.weight, self.across, self.kappa) < 0 or min(self.temperature, self.teacher_temperature) <= 0:
+            raise ValueError("weight, across and kappa must be at least 0, temperatures above 0")
         if not 0 < self.floor <= self.cap:
             raise ValueError("floor must be above 0 and at most cap")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether any relation is kept."""
+        return max(self.weight, self.across) > 0
 
 
 class ReplaySettings(Config, frozen=True):
@@ -235,7 +246,7 @@ class Plan(Config, frozen=True):
     """One stage. `out` and `parent` are stage folders; relative paths start from the plan's own folder.
 
     `recordings` are MCAP recordings or feature files. `pairs` names the sensors that are contrasted; none: all with
-    common moments.
+    common moments. A `continued` optimiser goes on from the parent's moments of weights that still have their shape.
     """
 
     out: str
@@ -249,6 +260,7 @@ class Plan(Config, frozen=True):
     dim: int = 128
     held_out: float = 0.2
     precision: Literal["float32", "bfloat16"] = "float32"
+    optimiser: Literal["fresh", "continued"] = "fresh"
     pairs: list[tuple[str, str]] = msgspec.field(default_factory=list)
     windows: WindowSettings = WindowSettings()
     encoders: EncoderSettings = EncoderSettings()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -89,21 +90,29 @@ class Protection:
         start, directions, rest = (x.to(weight) for x in (self.start, self.directions, self.rest))
         return Protection(start, directions, rest, self.budget, outputs)
 
-    def allowed(self, displacement: Tensor) -> Tensor:
-        """The nearest displacement (dim, f+1) that changes nothing protected: D - U U^T D V V^T."""
-        inside = displacement @ self.directions
-        if self.outputs is not None:
-            inside = self.outputs @ (self.outputs.T @ inside)
-        return displacement - inside @ self.directions.T
-
     def hold(self, weight: nn.Parameter) -> None:
-        """Put `weight` (dim, f+1) back onto the allowed set, exactly at any cadence and under any optimiser."""
+        """Put `weight` (dim, f+1) back onto the allowed set, exactly at any cadence and under any optimiser.
+
+        Its displacement D becomes the nearest that changes nothing protected, D - U U^T D V V^T. In place where `weight` has the precision of the protection: two thin products, and none on the budget where
+        there is none.
+        """
         with torch.no_grad():
-            moved = self.allowed(weight.to(self.start) - self.start)
-            drift = float(torch.linalg.norm(moved @ self.rest))
-            if drift > self.budget:
-                moved *= self.budget / drift  # drift is linear in the displacement
-            weight.copy_(self.start + moved)
+            now = weight.to(self.start)
+            inside = torch.addmm(self._kept, now, self.directions, beta=-1)  # the displacement's part in V
+            if self.outputs is not None:
+                inside = self.outputs @ (self.outputs.T @ inside)
+            now.addmm_(inside, self.directions.T, alpha=-1)
+            if math.isfinite(self.budget):
+                moved = now - self.start
+                drift = float(torch.linalg.norm(moved @ self.rest))
+                if drift > self.budget:
+                    now.copy_(self.start + moved * (self.budget / drift))  # drift is linear in the displacement
+            weight.copy_(now)
+
+    @cached_property
+    def _kept(self) -> Tensor:
+        """What protected directions must be mapped to (dim, k)."""
+        return self.start @ self.directions
 
     @property
     def capacity(self) -> float:

@@ -158,16 +158,19 @@ class Ewc(Free):
 
 
 def remember_ewc(
-    remembered: Mapping[str, Tensor], encoders: Encoders, batches: Iterable[Mapping[str, Tensor]]
+    remembered: Mapping[str, Tensor],
+    encoders: Encoders,
+    batches: Iterable[Mapping[str, Tensor]],
+    weights: Mapping[str, float],
 ) -> dict[str, Tensor]:
-    """The diagonal Fisher information of all stages so far: squared gradients of the terms of each batch, averaged.
+    """The diagonal Fisher information of all stages so far: squared gradients of each batch's loss, averaged.
 
     They are of batches, as contrast has no loss of a single moment; the scale is the strength's to choose.
     """
     moving = {name: weight for name, weight in encoders.named_parameters() if weight.requires_grad}
     fisher, count = {name: torch.zeros_like(weight) for name, weight in moving.items()}, 0
     for terms in batches:
-        loss = total(terms, {})
+        loss = total(terms, weights)
         if loss is None:
             continue
         gradients = torch.autograd.grad(loss, list(moving.values()), allow_unused=True)

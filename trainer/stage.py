@@ -75,11 +75,12 @@ def learn_stage(
     for warning in warnings:
         tell(warning)
     in_steps = work.plan.heads.fit == "steps" or any(encoders[name].moves != "head" for name in work.dataset.specs)
-    if in_steps and not loop.train(course, work.folder, work.identity, clock, progress, max_steps):
+    trained = loop.train(course, work.folder, work.identity, clock, progress, max_steps) if in_steps else {}
+    if trained is None:
         return None
     own_norms(encoders)
     _not_diverged(encoders, course.steps - 1)
-    tensors = remember(work, encoders, course)
+    tensors = replace(remember(work, encoders, course), optimiser=trained)
     if work.plan.heads.fit == "moments":
         solve(work, tensors, protections)
     measured = evaluate.measure(encoders, work.dataset, work.held)
@@ -294,6 +295,6 @@ def _enough(work: Work) -> None:
     if plan.heads.fit == "moments" and not plan.losses.labels and not modality_pairs(work):
         told = "has no two sensors of different kinds with common moments, from which heads are to be solved"
         raise RecordingError(plan.recordings[0].path, told, 'set [heads] fit = "steps", or record a second sensor')
-    if plan.heads.fit == "steps" and not plan.defects.wanted and not pairs:
+    if plan.heads.fit == "steps" and not plan.defects.wanted and not plan.losses.within and not pairs:
         told = "has no two sensors with common moments, and the plan learns without defects"
         raise RecordingError(plan.recordings[0].path, told, "set [defects] together = 1.0 or record a second sensor")
