@@ -562,7 +562,7 @@ def test_contrast_within_needs_labels():
 
 
 def test_a_continued_optimiser_begins_where_the_parent_ended(tmp_path):
-    """Its count of steps goes on, its moments are the parent's; a rotated head has other coordinates and begins anew."""
+    """Its count of steps goes on, its moments are the parent's; a rotated head begins anew."""
     for name, settings in {"held": rule(), "rotated": rule("rotate", epsilon=1e-2)}.items():
         parent = learn(tmp_path / name, scene(), protection=settings)
         steps = parent.stage.counters.steps
@@ -900,6 +900,38 @@ def features(parent, data, rows):
         ]
         for sensor, view in data.views.items()
     }
+
+
+@pytest.mark.parametrize("by", ["labels", "pairs"])
+def test_a_stage_in_between_that_steps_still_adds_its_windows_to_the_sums(tmp_path, by):
+    """What is solved after it is what would have been solved after three solved stages."""
+    free, losses = rule("none"), LossSettings(labels=by == "labels")
+    sums = {}
+    for way, (heads, middle) in {
+        "all solved": (SOLVED, losses),
+        "one stepped": (HeadSettings(), LossSettings()),
+    }.items():
+        parent = learn(tmp_path / f"{way} 1", scene(), heads=SOLVED, losses=losses, protection=free)
+        parent = learn(tmp_path / f"{way} 2", scene(1), parent, heads=heads, losses=middle, protection=free)
+        assert parent.stage.labels == loaded(tmp_path / f"{way} 2").stage.labels
+        last = learn(tmp_path / f"{way} 3", scene(2), parent, heads=SOLVED, losses=losses, protection=free)
+        sums[way] = last.tensors.sums
+    first, second = sums.values()
+    assert first.labels == second.labels
+    assert len(first.labels) == (12 if by == "labels" else 0)
+    for kind in ("by_label", "crossed"):
+        torch.testing.assert_close(getattr(first, kind), getattr(second, kind), rtol=0, atol=0)
+    assert first.counts == second.counts
+
+
+def test_sums_of_pairs_cannot_be_solved_by_labels_nor_the_other_way(tmp_path):
+    for losses, other, told in (
+        (LABELS, LossSettings(), "solves heads by pairs, but the parent kept sums of labels; set .* labels = true"),
+        (LossSettings(), LABELS, "solves heads by labels, but the parent kept sums of pairs; set .* labels = false"),
+    ):
+        parent = learn(tmp_path / str(losses.labels), scene(), heads=SOLVED, losses=losses)
+        with pytest.raises(ConfigError, match=told):
+            room._enough(work(tmp_path / "two", scene(1), parent, heads=SOLVED, losses=other))
 
 
 def test_heads_solved_by_labels_are_those_of_all_stages_windows_at_once(tmp_path):

@@ -76,6 +76,46 @@ def stage(
 
 
 @app.command()
+def features(
+    recording: Annotated[Path, typer.Argument(metavar="RECORDING.mcap", help="The recording.")],
+    backbone: Annotated[
+        list[str], typer.Option(metavar="MODALITY=MODEL.onnx", help="A frozen network for a modality; several times.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE.safetensors", help="The feature file.")],
+    plan: Annotated[Path | None, typer.Option(help="Plan whose [windows] and [[prepare]] hold.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Let frozen backbones see a recording once: a stage then trains heads on the feature file.
+
+    Example: lineside train features line.mcap --backbone camera=dino.onnx --out line.safetensors
+
+    A plan names the file among its [[recordings]]; modalities without a backbone are left out.
+    """
+    from lineside import config
+    from lineside.errors import ConfigError
+    from lineside.features import modality
+    from trainer import feature_files
+    from trainer.backbones import featured
+    from trainer.plan import Plan, WindowSettings
+    from trainer.progress import Bar
+
+    if out.suffix != feature_files.SUFFIX:
+        raise ConfigError("--out", f"{out.name} is no feature file's name", f"let it end in {feature_files.SUFFIX}")
+    backbones = dict(each.partition("=")[::2] for each in backbone)
+    for name, model in backbones.items():
+        if not model:
+            raise ConfigError("--backbone", f"{name!r} names no model", "write it as camera=model.onnx")
+    wanted = config.load(plan, Plan) if plan else None
+    windows = wanted.windows if wanted else WindowSettings()
+    prepare = {modality(spec): spec for spec in (wanted.prepare if wanted else [])}
+    with Bar() as bar:
+        made = featured(recording, {name: Path(model) for name, model in backbones.items()}, windows, prepare, bar)
+        feature_files.write(out, made)
+    about = {name: [int(each.present.sum()), each.features.shape[1]] for name, each in made.sensors.items()}
+    _say(as_json, {"file": str(out), "moments": len(made.start_ns), "windows_and_width": about})
+
+
+@app.command()
 def bench(
     batch: Annotated[int, typer.Option(min=2, help="Pairs in a batch.")] = 64,
     dim: Annotated[int, typer.Option(min=256, help="Inputs and outputs of a head.")] = 512,

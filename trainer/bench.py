@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import statistics
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -20,7 +22,9 @@ from lineside import features
 from lineside.clock import NS, Clock
 from lineside.features import CameraPrepare, MicrophonePrepare, Prepare
 from trainer import layers, published
+from trainer.checkpoint import load_stage, load_tensors
 from trainer.data import Dataset, View
+from trainer.encoders import Encoder
 from trainer.loop import Course, one_step, optimiser_of
 from trainer.plan import (
     DefectSettings,
@@ -29,10 +33,11 @@ from trainer.plan import (
     Plan,
     ProtectionSettings,
     RecordingPart,
+    Rules,
     TeacherSettings,
 )
 from trainer.projection import Protection, nothing_seen, protect, rotate
-from trainer.rules import Free, Held
+from trainer.rules import Held
 from trainer.stage import Parent, Work, course_of, learn_stage, start
 
 RANK, EVERY, OLD = 128, 8, 2_000
@@ -133,9 +138,12 @@ class Way:
     peak: list[float]
 
 
-TEACHERS = {
-    "teachers, cached": (TeacherSettings(cross=1.0, same=1.0, cached=True), DistillSettings(weight=1.0)),
-    "teachers, live": (TeacherSettings(contrast=1.0, cross=1.0, same=1.0), DistillSettings(weight=1.0)),
+WAYS: dict[str, tuple[Rules, TeacherSettings, DistillSettings]] = {
+    "plain": ("none", TeacherSettings(), DistillSettings()),
+    "held": ("hold", TeacherSettings(), DistillSettings()),
+    "rotated": ("rotate", TeacherSettings(), DistillSettings()),
+    "teachers, cached": ("hold", TeacherSettings(cross=1.0, same=1.0, cached=True), DistillSettings(weight=1.0)),
+    "teachers, live": ("hold", TeacherSettings(contrast=1.0, cross=1.0, same=1.0), DistillSettings(weight=1.0)),
 }
 
 
@@ -144,24 +152,27 @@ def measure_encoders(
 ) -> dict[str, float]:
     """Median time of a second stage's step of both default encoders, all layers moving, over that of a plain step.
 
-    `held` keeps every layer to its old inputs' null space, every 8th step; with `teachers, cached` topology and
+    `held` keeps every layer to its old inputs' null space, every 8th step, `rotated` so, but heads in their free
+    coordinates; with `teachers, cached` topology and
     relation distillation are added on embeddings that the old stage gave once, with `teachers, live` everything, the
     momentum teacher and its queues too. Batch norm is frozen in all. A `peak` ratio is of the memory that torch had at
-    most (on a GPU), `violation` how far `held` layers are from what they may be.
+    most (on a GPU), or by which a process of its own grew from before the stage was set up to its most; `violation` is
+    how far `held` layers are from what they may be.
     """
     torch.manual_seed(1)
     first = _random_stage(batch, 1)
+    grown: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         parent = learn_stage(_work(first, None, Path(folder), where, _plan(batch, precision)), clock)
         assert parent is not None
         second = _random_stage(batch, 2)
-        plans = {"plain": _plan(batch, precision), "held": _plan(batch, precision)}
-        for name, (teacher, distill) in TEACHERS.items():
-            plans[name] = structs.replace(_plan(batch, precision), teacher=teacher, distill=distill)
         ways = {
-            name: _way(_work(second, parent, Path(folder), where, plan), free=name == "plain")
-            for name, plan in plans.items()
+            name: _way(_work(second, parent, Path(folder), where, plan_of(name, batch, precision))) for name in WAYS
         }
+        if where.type == "cpu":
+            with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as alone:
+                jobs = [(name, Path(folder) / "stage", batch, precision) for name in WAYS]
+                grown = dict(zip(WAYS, alone.starmap(grown_by, jobs, chunksize=1), strict=True))
     for step in range(rounds * EVERY):
         for way in ways.values():
             _timed(way, step, where, clock)
@@ -169,12 +180,11 @@ def measure_encoders(
         name: [sum(way.milliseconds[k : k + EVERY]) for k in range(EVERY, len(way.milliseconds), EVERY)]
         for name, way in ways.items()
     }
-    plain, memory = statistics.median(blocks["plain"]), max(ways["plain"].peak)
+    plain, peaks = statistics.median(blocks["plain"]), grown or {name: max(way.peak) for name, way in ways.items()}
     speed = EVERY * _flops(ways["plain"]) / plain / 1e9
     found = {name: round(statistics.median(sums) / plain, 3) for name, sums in blocks.items()}
-    if memory:
-        found |= {f"peak {name}": round(max(way.peak) / memory, 3) for name, way in ways.items()}
-        found["plain_peak_mib"] = round(memory)
+    found |= {f"peak {name}": round(peak / peaks["plain"], 3) for name, peak in peaks.items()}
+    found["plain_peak_mib"] = round(peaks["plain"])
     return {**found, "plain_ms": round(plain / EVERY, 2), "samples_per_s": round(1000 * EVERY * batch / plain, 1)} | {
         "tflop_per_s": round(speed, 4),
         **_share(speed, where, precision),
@@ -196,6 +206,33 @@ def _share(speed: float, where: torch.device, precision: str) -> dict[str, float
     name = torch.cuda.get_device_name(where)
     known = [peaks for model, peaks in PEAK_TFLOP_PER_S.items() if model in name]
     return {"share_of_peak": round(speed / known[0][precision], 4)} if known else {}
+
+
+def grown_by(name: str, parent: Path, batch: int, precision: str) -> float:
+    """MiB by which this process grows while one way is set up and steps: for a fresh process, on Linux."""
+    torch.set_num_threads(1)
+    stage = load_stage(parent)
+    before = Parent(stage, load_tensors(parent, stage))
+    work = _work(_random_stage(batch, 2), before, parent, torch.device("cpu"), plan_of(name, batch, precision))
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew (proc(5))
+    began = _resident("VmRSS")
+    way = _way(work)
+    for step in range(3):
+        one_step(way.course, way.optimiser, step % way.course.steps)
+    return _resident("VmHWM") - began
+
+
+def _resident(name: str) -> float:
+    """MiB of one line of /proc/self/status."""
+    found = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(found.split()[1]) / 1024
+
+
+def plan_of(name: str, batch: int, precision: str) -> Plan:
+    """The plan of one of WAYS."""
+    rule, teacher, distill = WAYS[name]
+    protection = ProtectionSettings(rule=rule, epsilon=0.05, every=EVERY, drift_budget=1e9)
+    return structs.replace(_plan(batch, precision), teacher=teacher, distill=distill, protection=protection)
 
 
 def _plan(batch: int, precision: str) -> Plan:
@@ -228,11 +265,11 @@ def _work(dataset: Dataset, parent: Parent | None, folder: Path, where: torch.de
     return Work(plan, dataset, rows, rows[:8], parent, folder / "stage", where, plan.protection.epsilon)
 
 
-def _way(work: Work, free: bool) -> Way:
+def _way(work: Work) -> Way:
     encoders = start(work)
     course, _ = course_of(work, encoders)
-    if free:
-        course = replace(course, rule=Free(), held=frozenset())
+    for encoder in encoders.values():  # a plain stage would let them learn: the same step in all is compared
+        cast(Encoder, encoder).let_move("all", norms_learn=False)
     encoders.train()
     return Way(course, optimiser_of(encoders, work.plan, course.held), [], [])
 

@@ -155,11 +155,11 @@ def guide(
 def embedded(encoders: Encoders, inputs: Inputs, plan: Plan, world: World) -> dict[str, Seen]:
     """Embeddings (batch, dim) of all processes by sensor, without a gradient, zeros where the window is absent."""
     found = {}
-    with torch.no_grad():
-        for sensor, (modality, windows, present) in inputs.items():
-            with autocast(plan, windows):
-                z = encoders[modality](windows)
-            found[sensor] = Seen(world.gather(spread_out(z.float(), present)), world.gather(present))
+    for sensor, (modality, windows, present) in inputs.items():
+        with torch.inference_mode(), autocast(plan, windows):
+            z = encoders[modality](windows)
+        with torch.no_grad():  # a copy, as what is made in inference mode may not enter a loss
+            found[sensor] = Seen(world.gather(spread_out(z.float().clone(), present)), world.gather(present))
     return found
 
 

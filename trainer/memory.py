@@ -56,7 +56,7 @@ def remember(work: Work, encoders: Encoders, course: Course) -> Tensors:
             tensors.layers[modality] = layer_moments(encoders, modality, windows, old.layers.get(modality, {}))
     for looked in looks(work, encoders):
         tensors.seen = joined_moments(work, tensors.seen, looked)
-        if plan.heads.fit == "moments":
+        if plan.heads.fit == "moments" or old.sums.begun:  # once begun, no stage may be missing
             tensors.sums = summed(work, tensors.sums, looked)
     tensors.rule = remembered_rule(work, encoders, course, old.rule)
     tensors.replay = replay_of(work, old.replay)
@@ -94,13 +94,13 @@ def joined_moments(work: Work, seen: Mapping[str, Moments], looked: Mapping[str,
 
 
 def summed(work: Work, sums: Sums, looked: Mapping[str, Tensor]) -> Sums:
-    """Sums per label and per pair of sensors, with the inputs of one look."""
+    """Sums per label or per pair of sensors, with the inputs of one look; of the kind that there is, if any."""
     views, learn = work.dataset.views, work.learn
-    for sensor, x in looked.items():
-        if work.plan.losses.labels:
-            names = work.dataset.labels[learn[views[sensor].present[learn]]]
-            sums = sums.labelled(views[sensor].modality, x, names.tolist())
-    for a, b in [] if work.plan.losses.labels else work.pairs:
+    by_label = bool(sums.by_label) if sums.begun else work.plan.losses.labels
+    for sensor, x in looked.items() if by_label and len(work.dataset.labels) else ():
+        names = work.dataset.labels[learn[views[sensor].present[learn]]]
+        sums = sums.labelled(views[sensor].modality, x, names.tolist())
+    for a, b in [] if by_label else work.pairs:
         if views[a].modality != views[b].modality:
             here = {sensor: views[sensor].present[learn] for sensor in (a, b)}
             common = here[a] & here[b]

@@ -42,6 +42,7 @@ class WindowSettings(Config, frozen=True):
 
 
 Moves = Literal["head", "last", "all"]
+Rules = Literal["hold", "rotate", "published", "ewc", "none"]
 
 
 class EncoderSettings(Config, frozen=True):
@@ -192,7 +193,7 @@ class ProtectionSettings(Config, frozen=True):
     new reaches that share of an unprotected stage's.
     """
 
-    rule: Literal["hold", "rotate", "published", "ewc", "none"] = "rotate"
+    rule: Rules = "rotate"
     sides: Literal["one", "dual"] = "one"
     epsilon: float = 1e-3
     plasticity: float = 0.0

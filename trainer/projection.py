@@ -93,8 +93,8 @@ class Protection:
     def hold(self, weight: nn.Parameter) -> None:
         """Put `weight` (dim, f+1) back onto the allowed set, exactly at any cadence and under any optimiser.
 
-        Its displacement D becomes the nearest that changes nothing protected, D - U U^T D V V^T. In place where `weight` has the precision of the protection: two thin products, and none on the budget where
-        there is none.
+        Its displacement D becomes the nearest that changes nothing protected, D - U U^T D V V^T. In place where
+        `weight` has the precision of the protection: two thin products, and a third only where there is a budget.
         """
         with torch.no_grad():
             now = weight.to(self.start)

@@ -37,6 +37,11 @@ class Sums:
     crossed: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     counts: dict[tuple[str, str], int] = field(default_factory=dict)
 
+    @property
+    def begun(self) -> bool:
+        """Whether any stage has added to them."""
+        return bool(self.by_label or self.crossed)
+
     def labelled(self, modality: str, features: Tensor, labels: Sequence[str]) -> Sums:
         """With the inputs (n, f) of one modality, one label each; those labelled "" are left out."""
         known = (*self.labels, *sorted({label for label in labels if label} - set(self.labels)))

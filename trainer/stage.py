@@ -27,6 +27,7 @@ from trainer.memory import bank, ledger_of, remember, solve
 from trainer.plan import Plan, WindowSettings, place
 from trainer.processes import ALONE, World, own_norms
 from trainer.progress import Progress, silent, unheard
+from trainer.solved import Sums
 from trainer.work import Parent, Work, modality_pairs, trained_pairs
 
 FEWEST_MOMENTS = 8
@@ -287,6 +288,12 @@ def _enough(work: Work) -> None:
     if plan.losses.labels and not names:
         told = "carries no labels of normal running, and the plan wants to learn by labels"
         raise RecordingError(plan.recordings[0].path, told, "set [losses] labels = false, or label the recording")
+    sums = work.parent.tensors.sums if work.parent else Sums()
+    if plan.heads.fit == "moments" and sums.begun and plan.losses.labels != bool(sums.by_label):
+        ways = "pairs", "labels"
+        told = f"solves heads by {ways[plan.losses.labels]}, but the parent kept sums of {ways[not plan.losses.labels]}"
+        mend = f"set [losses] labels = {str(not plan.losses.labels).lower()}, as in the stages before"
+        raise ConfigError("plan", told, mend)
     if plan.heads.fit == "moments" and plan.losses.labels:
         known = names.union(before.labels if before else ())
         if len(known) > plan.dim:
