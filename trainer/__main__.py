@@ -121,6 +121,7 @@ def bench(
     dim: Annotated[int, typer.Option(min=256, help="Inputs and outputs of a head.")] = 512,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the CPU.")] = 1,
     encoders: Annotated[bool, typer.Option(help="Measure whole encoders and teachers, not heads alone.")] = False,
+    exact: Annotated[bool, typer.Option(help="Measure how exactly old embeddings stay, not time.")] = False,
     device: Annotated[str, typer.Option(help="With --encoders: cpu or cuda.")] = "cpu",
     precision: Annotated[str, typer.Option(help="With --encoders: float32 or bfloat16.")] = "float32",
     as_json: Json = False,
@@ -133,14 +134,18 @@ def bench(
 
     from lineside.errors import ConfigError
     from trainer.bench import measure, measure_encoders
+    from trainer.exactness import measure_exactness
 
     if device not in ("cpu", "cuda") or precision not in ("float32", "bfloat16"):
         raise ConfigError("bench", f"there is no {device} or no {precision}", "see --help")
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device", "no CUDA device is to be had here", "leave it out, or install a CUDA build")
     torch.set_num_threads(threads)
-    about: dict[str, Any] = {"batch": batch, "threads": threads}
-    if encoders:
+    about: dict[str, Any] = {} if exact else {"batch": batch, "threads": threads}
+    found: dict[str, Any]
+    if exact:
+        found = measure_exactness()
+    elif encoders:
         found = measure_encoders(SystemClock(), torch.device(device), batch, precision=precision)
         about |= {"device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "precision": precision}
     else:
