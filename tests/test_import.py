@@ -432,6 +432,28 @@ def test_a_digit_is_shown_and_spoken_in_the_same_second(tmp_path: Path) -> None:
 
 @needs_shared
 @pytest.mark.shared
+def test_views_of_one_step_go_from_import_to_a_trained_stage(tmp_path: Path) -> None:
+    """A smoke test: 20 samples say nothing about accuracy. One encoder serves three cameras."""
+    pytest.importorskip("torch")
+    from trainer.__main__ import app as train
+
+    imported(SHARED / "milling_multiview_mini", tmp_path / "milling.mcap")
+    (tmp_path / "plan.toml").write_text(
+        'out = "stage"\nepochs = 2\nbatch = 4\npairs = [["tool", "chip"], ["work", "tool"]]\n'
+        '[[recordings]]\npath = "milling.mcap"\n[gates]\nretrieval_times_chance = 0\nspread = 1.0\n'
+    )
+    done = CliRunner().invoke(train, ["stage", str(tmp_path / "plan.toml"), "--json"])
+    assert done.exit_code == 0, done.output
+    stage = json.loads((tmp_path / "stage" / "stage.json").read_bytes())
+    assert stage["sensors"] == {"tool": "camera", "chip": "camera", "work": "camera"}
+    terms = (tmp_path / "stage" / "log.csv").read_text()
+    assert "tool+chip=" in terms
+    assert "tool+work=" in terms
+    assert "chip+work=" not in terms
+
+
+@needs_shared
+@pytest.mark.shared
 def test_a_split_that_is_not_there_is_refused_with_those_there_are(tmp_path: Path) -> None:
     with pytest.raises(RecordingError, match="has no split 'holdout'; choose one of: test, train, val"):
         importers.read(SHARED / "av_digits", split="holdout")
