@@ -54,7 +54,7 @@ def line(folder: Path) -> Iterator[tuple[str | int | float, ...]]:
         known = _read(normal, stage)
         seen = {fault: _read(path, stage) for fault, path in looks.items()}
         for fault in LINE_FAULTS:
-            modality = FAULTS[fault].modality
+            (modality,) = FAULTS[fault].effects
             sets = [_vectors(encoders[modality], data, modality) for data in (known, seen[""], seen[fault])]
             yield ("simulated line, 60 s", fault, seed, *_compared(*sets))
 

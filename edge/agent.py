@@ -28,6 +28,7 @@ from edge.uplink import Uplink, finished
 from lineside import __version__
 from lineside.clock import NS, Clock
 from lineside.errors import LinesideError
+from lineside.files import write_atomic
 from lineside.messages import Command, Health, Message, SensorHealth
 from lineside.windows import Samples
 
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 QUEUE_RUNS = 400  # runs of samples between capture and judgement: some 20 s of two sensors
 HEALTH_S = 5.0
+REMEMBER_S = 60.0
 RETRY_S = 5.0
 FAILURES = (LinesideError, OSError)  # the second where the disk of state_dir is full, gone or read-only
 
@@ -46,10 +48,11 @@ class Agent:
     def __init__(self, config: DeviceConfig, base: Path, clock: Clock) -> None:
         self._config, self._base, self._clock = config, base, clock
         self._start_ns = clock.now_ns()
-        self._health_due_ns = 0
+        self._health_due_ns = self._remember_due_ns = 0
         self._state, self._poll_ns = "starting", 0
         self._problems: dict[str, str] = {}  # by what was attempted; empty while all is well
         state = base / config.device.state_dir
+        self._remembered = state / "monitor.npz"
         self._samples: queue.Queue[Samples] = queue.Queue(QUEUE_RUNS)
         self._commands: queue.Queue[Command] = queue.Queue(32)
         self._pipeline = Pipeline(config)
@@ -64,6 +67,7 @@ class Agent:
     def run(self, stop: threading.Event) -> None:
         """Capture, judge and report until `stop` is set; then leave in order."""
         chores = threading.Thread(target=self._chores, args=(stop,), name="chores", daemon=True)
+        self._recall()
         self._uplink.start()
         for capture in self._captures.values():
             capture.start()
@@ -77,6 +81,7 @@ class Agent:
                 capture.stop()
             chores.join(timeout=10)
             self._state = "stopped"
+            self._remember()
             self._store([self._health()])
             self._uplink.stop()
             self._outbox.close()
@@ -98,7 +103,26 @@ class Agent:
         if now >= self._health_due_ns:
             self._health_due_ns = now + round(HEALTH_S * NS)
             messages.append(self._health())
+        if now >= self._remember_due_ns:
+            self._remember_due_ns = now + round(REMEMBER_S * NS)
+            self._remember()
         self._store(messages)
+
+    def _remember(self) -> None:
+        """Keep what a restart would make the pipeline forget."""
+        try:
+            write_atomic(self._remembered, self._pipeline.remember(), mode=0o600)
+            self._problems.pop("monitor", None)
+        except OSError as error:
+            self._tell("monitor", f"monitor: cannot be kept ({error}); free the disk of state_dir")
+
+    def _recall(self) -> None:
+        try:
+            self._pipeline.recall(self._remembered.read_bytes())
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            log.warning("%s: %s; drift is watched for from the beginning", self._remembered, error)
 
     def _store(self, messages: list[Message]) -> None:
         """A full disk must not stop the judging: what cannot be stored is told in health and tried no more."""
@@ -188,11 +212,14 @@ class Agent:
             change = self._changeover.update if command.op == "update" else self._changeover.rollback
             change(modality)
             self._problems.pop(modality, None)
+        elif command.op == "commission":
+            self._changeover.commission_again()
+            self._state = "commissioning"
         elif command.op == "fault" and self._config.device.allow_fault_injection:
             self._inject(command)
         else:
             asked = f"{command.op} {command.args}"
-            mend = "known are update and rollback with a modality of the device, and fault where it is allowed"
+            mend = "known are update and rollback with a modality of the device, commission, and fault where allowed"
             raise LinesideError(self._config.device.id, f"does not do {asked}", mend)
 
     def _inject(self, command: Command) -> None:
@@ -204,7 +231,12 @@ class Agent:
 
     def _health(self) -> Health:
         counters = self._pipeline.counters
-        problems = [*self._problems.values(), *(c.problem for c in self._captures.values())]
+        monitor = self._pipeline.monitor
+        problems = [
+            *self._problems.values(),
+            *(c.problem for c in self._captures.values()),
+            *(monitor.problems if monitor else []),
+        ]
         return Health(
             device=self._config.device.id,
             station=self._config.device.station,
@@ -218,6 +250,7 @@ class Agent:
             embedded=counters.embedded,
             moments=counters.moments,
             scores=counters.scores,
+            drift=monitor.told if monitor else "",
             outbox_messages=self._outbox.messages,
             outbox_bytes=self._outbox.bytes,
             dropped_messages=self._outbox.dropped,

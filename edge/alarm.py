@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
 
 import msgspec
 
 from edge.config import AlarmSettings, DeviceConfig
+from edge.monitor import AGREEMENT, CONTRIBUTION, EMBEDDING, Drift
 from lineside.clock import NS
 from lineside.messages import Alarm, Score
 from lineside.quality import FLAGS
@@ -54,7 +56,7 @@ class AnomalyAlarm:
 
     def hear(self, score: Score) -> tuple[AnomalyAlarm, Alarm | None]:
         """Take the next score; give the new state and the alarm that was raised or cleared by it, if any."""
-        run_length = self.settings.false_alarm_days * DAY_NS / (score.end_ns - score.start_ns)
+        run_length = self.settings.days_each * DAY_NS / (score.end_ns - score.start_ns)
         strange = score.p_value <= self.settings.p_limit
         recent = (*self.recent, (score.start_ns, strange))[-self.settings.of :]
         now = replace(self, recent=recent, lasting=self.lasting.hear(score, run_length))
@@ -135,6 +137,60 @@ class SensorAlarm:
         )
 
 
+@dataclass(frozen=True)
+class DriftAlarm:
+    """Drift of one kind in one subject stays raised until normal running is learned anew; no second one meanwhile."""
+
+    settings: AlarmSettings
+    active: Mapping[str, Alarm] = field(default_factory=dict)
+
+    def hear(self, drift: Drift, score: Score) -> tuple[DriftAlarm, Alarm | None]:
+        """Take what the monitor found; as AnomalyAlarm.hear."""
+        key = f"{drift.kind}/{drift.subject}"
+        if key in self.active:
+            return self, None
+        alarm = _drifted(drift, score, self.settings.false_alarm_days)
+        return replace(self, active={**self.active, key: alarm}), alarm
+
+    def commissioned(self, time_ns: int) -> tuple[DriftAlarm, list[Alarm]]:
+        """Normal running was learned anew: what had drifted is normal now."""
+        told = [_cleared(alarm, time_ns, f"{alarm.subject}: commissioned again") for alarm in self.active.values()]
+        return DriftAlarm(self.settings), told
+
+
+DRIFTED = {
+    CONTRIBUTION: "says {more} than it used to",
+    AGREEMENT: "belong together {more} than they used to",
+    EMBEDDING: "no longer looks to its encoder as it used to",
+}
+
+
+def _drifted(drift: Drift, score: Score, false_alarm_days: float) -> Alarm:
+    sensor, effect = drift.subject.partition("+")[0], drift.finding.effect
+    since = datetime.fromtimestamp(drift.finding.onset_ns / NS, timezone.utc)
+    told = DRIFTED[drift.kind].format(more="more" if effect > 0 else "less" if effect < 0 else "less steadily")
+    size = f" by {abs(effect):.1f} standard deviations" if effect else ""
+    return Alarm(
+        device=score.device,
+        station=score.station,
+        key=f"{score.device}/{score.station}/drift/{drift.kind}/{drift.subject}/{drift.finding.onset_ns}",
+        kind="drift",
+        state="raised",
+        subject=drift.subject,
+        top_sensor=sensor,
+        top_modality=score.modalities[sensor],
+        onset_ns=drift.finding.onset_ns,
+        time_ns=score.end_ns,
+        p_value=score.p_value,
+        evidence=score.evidence,
+        contributions=dict(score.contributions),
+        versions=score.versions,
+        limits={"false_alarm_days": false_alarm_days},
+        text=f"{drift.subject} {told}{size}, since about {since:%Y-%m-%d %H:%M:%S} UTC; compare it with normal "
+        f"running, mend it, or commission again if the line is well",
+    )
+
+
 def _cleared(alarm: Alarm, time_ns: int, text: str) -> Alarm:
     """The message that clears a raised alarm."""
     return msgspec.structs.replace(alarm, state="cleared", time_ns=time_ns, text=text, pictures={})
@@ -172,6 +228,7 @@ class Alarms:
     """All alarms of one station: the states above, carried from moment to moment."""
 
     anomaly: AnomalyAlarm
+    drift: DriftAlarm
     sensors: dict[str, SensorAlarm]
 
     @classmethod
@@ -182,12 +239,22 @@ class Alarms:
             sensor.name: SensorAlarm(settings, device.station, device.id, sensor.name, sensor.modality)
             for sensor in config.sensors
         }
-        return cls(AnomalyAlarm(settings), sensors)
+        return cls(AnomalyAlarm(settings), DriftAlarm(settings), sensors)
 
     def hear_score(self, score: Score) -> list[Alarm]:
         """Changes that the next score brings."""
         self.anomaly, alarm = self.anomaly.hear(score)
         return [alarm] if alarm else []
+
+    def hear_drift(self, drift: Drift, score: Score) -> list[Alarm]:
+        """Changes that a finding of the monitor brings."""
+        self.drift, alarm = self.drift.hear(drift, score)
+        return [alarm] if alarm else []
+
+    def commissioned(self, time_ns: int) -> list[Alarm]:
+        """Changes that another normal running brings."""
+        self.drift, cleared = self.drift.commissioned(time_ns)
+        return cleared
 
     def hear_sensors(
         self, end_ns: int, problems: Mapping[str, tuple[str, ...]], versions: Mapping[str, str]

@@ -19,7 +19,6 @@ from edge.slots import Slot, Slots
 from edge.updater import Updater
 from lineside.errors import LinesideError, ReleaseError
 from lineside.files import write_atomic
-from lineside.fusion import Normal
 from lineside.messages import EncoderHealth
 from lineside.recording import Recording
 
@@ -94,12 +93,17 @@ class Changeover:
         if live is None or len(live.moments) < wanted:
             return False
         self.pipeline.commissioning = None
+        moments = [*live.moments]  # the pipeline may still be adding to its last one
         try:
-            self.learn(replace(live, moments=[*live.moments]))  # the pipeline may still be adding to its last moment
+            self.learn(replace(live, moments=moments, start_ns=live.start_ns[: len(moments)]))
         except LinesideError:
             self.pipeline.commissioning = Commissioning.begin(self.pipeline.modalities, self._ensemble.encoders)
             raise
         return True
+
+    def commission_again(self) -> None:
+        """Learn normal running anew from the next live moments; until then the line is judged by what is known."""
+        self.pipeline.commissioning = Commissioning.begin(self.pipeline.modalities, self._ensemble.encoders)
 
     def learn(self, commissioning: Commissioning) -> None:
         """Take this as normal running from now on, and keep it on the device."""
@@ -172,18 +176,13 @@ class Changeover:
     def _change(self, slot: Slot) -> None:
         """Prove the encoder in `slot`, learn normal with it, and put it into the pipeline between two moments."""
         encoders = admit(Encoder.load(slot.path), self._ensemble.encoders)
-        self.pipeline.ensemble = Ensemble(encoders, self._normal(encoders))
+        known = self.commissioning
+        self.pipeline.ensemble = known.ensemble(encoders, self.config) if known else Ensemble(encoders)
         log.info("%s is in use", encoders[slot.modality].card.name)
 
     def _use(self, commissioning: Commissioning) -> None:
-        encoders = self._ensemble.encoders
-        normal = commissioning.normal(encoders, self.config.commissioning.coreset)
-        self.commissioning, self.pipeline.ensemble = commissioning, Ensemble(encoders, normal)
-
-    def _normal(self, encoders: Mapping[str, Encoder]) -> Normal | None:
-        if self.commissioning is None:
-            return None
-        return self.commissioning.normal(encoders, self.config.commissioning.coreset)
+        self.pipeline.ensemble = commissioning.ensemble(self._ensemble.encoders, self.config)
+        self.commissioning = commissioning
 
     def _health(self, modality: str, encoder: Encoder) -> EncoderHealth:
         now, before = self.slots.current(modality), self.slots.previous(modality)

@@ -15,10 +15,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.config import DeviceConfig
 from edge.encoder import Encoder
+from edge.ensemble import Ensemble
+from edge.monitor import Watch
+from lineside.clock import NS
 from lineside.errors import LinesideError, RecordingError
 from lineside.files import write_atomic
 from lineside.fusion import MIN_MOMENTS, Encoded, Normal
+from lineside.projections import Space
 
 BATCH = 64
 
@@ -27,12 +32,14 @@ BATCH = 64
 class Commissioning:
     """Moments of normal running: per sensor its prepared window, or None where the sensor was absent or flagged.
 
-    `fingerprints` names the preparation per sensor; a window of another preparation is not comparable.
+    `fingerprints` names the preparation per sensor; a window of another preparation is not comparable. `start_ns` says
+    when each moment began: what follows it closely remembers it.
     """
 
     modalities: dict[str, str]
     fingerprints: dict[str, str]
     moments: list[dict[str, NDArray[np.generic]]] = field(default_factory=list)
+    start_ns: list[int] = field(default_factory=list)
 
     @classmethod
     def begin(cls, modalities: Mapping[str, str], encoders: Mapping[str, Encoder]) -> Commissioning:
@@ -40,15 +47,17 @@ class Commissioning:
         prints = {sensor: encoders[modality].card.prepare_sha256 for sensor, modality in modalities.items()}
         return cls(dict(modalities), prints)
 
-    def add(self, prepared: dict[str, NDArray[np.generic]]) -> None:
+    def add(self, prepared: dict[str, NDArray[np.generic]], start_ns: int) -> None:
         """Take the prepared windows of one moment; an empty moment is passed over."""
         if prepared:
+            self.start_ns.append(start_ns)
             self.moments.append(prepared)
 
-    def normal(self, encoders: Mapping[str, Encoder], coreset: int) -> Normal:
-        """Normal running as these encoders see it; a sensor whose modality has none was taken away since.
+    def ensemble(self, encoders: Mapping[str, Encoder], config: DeviceConfig) -> Ensemble:
+        """These encoders with normal running as they see it, and what is to be watched for slow change.
 
-        Raises LinesideError when they cannot see it, or it is too short.
+        A sensor whose modality has no encoder was taken away since. Raises LinesideError when they cannot see it, or
+        it is too short.
         """
         encoded = {}
         for sensor, modality in self.modalities.items():
@@ -59,10 +68,19 @@ class Commissioning:
                 raise LinesideError(sensor, reason, "commission again: `lineside edge commission`")
             encoded[sensor] = self._encode(sensor, encoder)
         try:
-            return Normal.fit(encoded, coreset)
+            normal = Normal.fit(encoded, config.commissioning.coreset)
         except ValueError as error:
             mend = f"commission on more than {MIN_MOMENTS} moments of normal running"
             raise LinesideError("commissioning", str(error), mend) from error
+        seen = {sensor: one.embedding[np.isfinite(one.embedding).all(axis=1)] for sensor, one in encoded.items()}
+        watch = Watch(
+            spaces={sensor: Space.fit(rows) for sensor, rows in seen.items()},
+            pairs=tuple("+".join(pair) for pair in normal.pairs),
+            hop_ns=round(config.windows.hop_s * NS),
+            learn_hours=config.alarm.learn_hours,
+            false_alarm_days=config.alarm.days_each,
+        )
+        return Ensemble(encoders, normal, watch, self.start_ns[-1])
 
     def _encode(self, sensor: str, encoder: Encoder) -> Encoded:
         """One row a moment, NaN where the sensor is missing."""
@@ -88,7 +106,8 @@ class Commissioning:
             arrays[f"{sensor}:index"] = np.array(have, np.int64)
             arrays[f"{sensor}:windows"] = np.stack([self.moments[i][sensor] for i in have]) if have else np.zeros(0)
         buffer = io.BytesIO()
-        np.savez(buffer, count=np.array(len(self.moments)), **arrays)  # type: ignore[arg-type]
+        starts = np.array(self.start_ns, np.int64)
+        np.savez(buffer, start_ns=starts, **arrays)  # type: ignore[arg-type]
         write_atomic(path, buffer.getvalue(), mode=0o600)
 
     @classmethod
@@ -98,7 +117,8 @@ class Commissioning:
             with np.load(path, allow_pickle=False) as file:
                 sensors = [key.removesuffix(":about") for key in file.files if key.endswith(":about")]
                 about = {sensor: [str(value) for value in file[f"{sensor}:about"]] for sensor in sensors}
-                moments: list[dict[str, NDArray[np.generic]]] = [{} for _ in range(int(file["count"]))]
+                start_ns: list[int] = file["start_ns"].tolist()
+                moments: list[dict[str, NDArray[np.generic]]] = [{} for _ in start_ns]
                 for sensor in sensors:
                     windows = file[f"{sensor}:windows"]
                     for place, i in enumerate(file[f"{sensor}:index"]):
@@ -106,4 +126,4 @@ class Commissioning:
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             mend = "delete it and commission again"
             raise RecordingError(str(path), f"commissioning cannot be read ({error})", mend) from error
-        return cls({s: a[0] for s, a in about.items()}, {s: a[1] for s, a in about.items()}, moments)
+        return cls({s: a[0] for s, a in about.items()}, {s: a[1] for s, a in about.items()}, moments, start_ns)

@@ -87,9 +87,12 @@ class AlarmSettings(Config, frozen=True):
     """An anomaly alarm is raised when `raise_count` of the last `of` moments have p <= `p_limit`.
 
     It is cleared after `clear_count` moments in a row above `p_clear`. One is also raised by weaker evidence that
-    lasts, aimed at one false alarm in `false_alarm_days` on average (sooner after a short commissioning, and on a line
-    with a rhythm: lineside.sequential); it is cleared when that evidence has also faded. A sensor alarm is raised after
-    `sensor_count` flagged or missing windows in a row and cleared after as many good ones.
+    lasts (lineside.sequential); it is cleared when that evidence has also faded. A drift alarm is raised when what a
+    sensor contributes, how it agrees with another, or its embeddings have slowly changed (lineside.drift); it stays
+    until the device is commissioned again. What is ordinary for it is learned in the first `learn_hours` after
+    commissioning, which should span all that the line goes through in a day. These two together are aimed at one false
+    alarm in `false_alarm_days` on average. A sensor alarm is raised after `sensor_count` flagged or missing windows in
+    a row and cleared after as many good ones.
     """
 
     p_limit: float = 0.01
@@ -98,6 +101,7 @@ class AlarmSettings(Config, frozen=True):
     p_clear: float = 0.05
     clear_count: int = 6
     false_alarm_days: float = 30.0
+    learn_hours: float = 24.0
     sensor_count: int = 3
 
     def __post_init__(self) -> None:
@@ -107,6 +111,13 @@ class AlarmSettings(Config, frozen=True):
             raise ValueError("raise_count must be at least 1 and at most `of`")
         if not 0 < self.false_alarm_days < 10_000:
             raise ValueError("false_alarm_days must be above 0 and below 10000")
+        if not 0 < self.learn_hours <= 1_000:
+            raise ValueError("learn_hours must be above 0 and at most 1000")
+
+    @property
+    def days_each(self) -> float:
+        """Days in which lasting evidence, or drift, may give one false alarm: the budget is halved between them."""
+        return 2 * self.false_alarm_days
 
 
 class RepositorySettings(Config, frozen=True):

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.encoder import Encoder
+from edge.monitor import Watch
 from lineside.errors import ReleaseError
 from lineside.fusion import Encoded, Judgement, Normal
 from lineside.release import accept, self_test
@@ -17,10 +18,15 @@ from lineside.windows import Window
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Encoders by modality; `normal` is None until commissioning is done."""
+    """Encoders by modality; `normal` and `watch` are None until commissioning is done, `commissioned_ns` is 0.
+
+    `commissioned_ns` is when the last moment of commissioning began, and so tells one normal running from another.
+    """
 
     encoders: Mapping[str, Encoder]
     normal: Normal | None = None
+    watch: Watch | None = None
+    commissioned_ns: int = 0
 
     @property
     def versions(self) -> dict[str, str]:

@@ -1,25 +1,26 @@
-"""Faults laid over real samples, for the demo's panel and for tests: what a worn or disturbed line would look like.
+"""The table of faults that can be laid over samples: what a worn or disturbed line, or a bad sensor, would look like.
 
-Every effect is a function of the time since the fault began, so that it runs on over the edges of blocks.
+They serve the demo's panel, the tests, and the measuring of how well faults are seen and told apart. Every effect is a
+function of the time since the fault began, so that it runs on over the edges of blocks.
 """
 
 from __future__ import annotations
 
-import functools
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal, Protocol
 
-import cv2
-import numpy as np
-from numpy.typing import NDArray
-
-from edge.chance import uniform
+from edge import picture_faults as picture
+from edge import sound_faults as sound
+from edge.rhythm import SLOW
+from edge.sensors import line
+from edge.sensors.simulation import LineSamples
 from lineside.clock import NS
 from lineside.windows import Samples
 
-Picture = NDArray[Any]
+LATE_NS = 10 * NS  # by which samples of one sensor may come after those of another
 
 
 class Effect(Protocol):
@@ -30,94 +31,103 @@ class Effect(Protocol):
 
 @dataclass(frozen=True)
 class Fault:
-    """A row of the table: which modality it strikes, what it is, and how to make its effect anew for one sensor."""
+    """A row of the table: what is at fault, the sensor or the process that it watches, and how that shows.
 
-    modality: str
-    about: str
-    make: Callable[[], Effect]
-
-
-class BearingNoise:
-    """A damaged rolling bearing: resonances struck about 90 times a second and rough noise, in step with the shaft.
-
-    Its level is 1.3 times the signal's own running level (the two together are 4.3 dB louder than the signal), and at
-    least that of a quiet room's, so that it can be heard in any recording.
+    `effects` has, by modality, how to make the effect anew for one sensor. `upset` is what the fault does to the state
+    of the simulated line, from which all sensors of that line then take their samples, in the place of `effects`.
     """
 
-    RATIO, LEAST_RMS, MEMORY_S = 1.3, 60.0, 2.0
-    STRIKES_HZ, RESONANCE_HZ, SHAFT_HZ, RING_S = 91.0, 3_100.0, 12.4, 0.0018
-
-    def __init__(self) -> None:
-        self._rms = 0.0
-
-    def __call__(self, samples: Samples, since_ns: int) -> Samples:
-        signal = samples.data.astype(np.float64)
-        now_rms = max(self.LEAST_RMS, float(np.sqrt(np.mean(signal**2))))
-        before_rms = self._rms or now_rms
-        share = min(1.0, len(signal) / samples.rate_hz / self.MEMORY_S)
-        self._rms = float(np.sqrt((1 - share) * before_rms**2 + share * now_rms**2))
-        gain = self.RATIO * np.linspace(before_rms, self._rms, len(signal))
-        mixed = signal + gain * self._noise(samples, since_ns)
-        return replace(samples, data=np.clip(mixed, -32_768, 32_767).astype(np.int16))
-
-    def _noise(self, samples: Samples, since_ns: int) -> NDArray[np.float64]:
-        """The bearing alone, at a level of about 1."""
-        first = round((samples.start_ns - since_ns) * samples.rate_hz / NS)
-        index = first + np.arange(len(samples.data))
-        t = index / samples.rate_hz
-        place = t * self.STRIKES_HZ + 0.1 * np.sin(2 * np.pi * 1.7 * t)  # the balls slip a little
-        strike = np.floor(place).astype(np.int64)
-        after_s = (place - strike) / self.STRIKES_HZ
-        turn = 1 + 0.6 * np.sin(2 * np.pi * self.SHAFT_HZ * t)
-        force = 1 + 0.4 * uniform(11, strike)
-        ring = force * np.exp(-after_s / self.RING_S) * np.sin(2 * np.pi * self.RESONANCE_HZ * after_s)
-        return np.asarray(turn * (2.9 * ring + 1.2 * uniform(12, index)))
+    cause: Literal["sensor", "process"]
+    about: str
+    effects: Mapping[str, Callable[[], Effect]]
+    upset: line.Upset | None = None
 
 
-def misaligned_part(samples: Samples, since_ns: int) -> Samples:
-    """The middle of every picture turned by 22 degrees and moved aside, with a soft edge."""
-    height, width = samples.data.shape[1:3]
-    turn = cv2.getRotationMatrix2D((width / 2, height / 2), 22.0, 1.0)
-    turn[:, 2] += (0.06 * width, 0.04 * height)
-    middle = _soft_ellipse(height, width, (0.5, 0.5), (0.34, 0.36))[..., None]
-    border = cv2.BORDER_REFLECT_101
-    turned = [cv2.warpAffine(frame, turn, (width, height), borderMode=border) for frame in samples.data]
-    return _mixed(samples, np.stack(turned), middle)
-
-
-def dirty_lens(samples: Samples, since_ns: int) -> Samples:
-    """Smudges on the lens: blotches through which the picture is blurred, darker and brownish."""
-    height, width = samples.data.shape[1:3]
-    blur = max(3, width // 12) | 1
-    smeared = [cv2.GaussianBlur(frame, (blur, blur), 0) for frame in samples.data]
-    dirt = 0.3 * np.stack(smeared) + 0.7 * np.array([78, 66, 50])
-    return _mixed(samples, dirt, _blotches(height, width)[..., None])
-
-
-def muted(samples: Samples, since_ns: int) -> Samples:
-    """Digital silence."""
-    return replace(samples, data=np.zeros_like(samples.data))
-
-
-def black(samples: Samples, since_ns: int) -> Samples:
-    """No light at all."""
-    return replace(samples, data=np.zeros_like(samples.data))
+def _added(noise: sound.Noise, ratio: float) -> Callable[[], Effect]:
+    return partial(sound.Added, noise, ratio)
 
 
 FAULTS: dict[str, Fault] = {
-    "bearing_noise": Fault("microphone", "a rolling bearing with a damaged race", BearingNoise),
-    "misaligned_part": Fault("camera", "the part lies turned and off its place", lambda: misaligned_part),
-    "dirty_lens": Fault("camera", "oil and dust on the camera's lens", lambda: dirty_lens),
-    "muted": Fault("microphone", "the microphone gives digital silence", lambda: muted),
-    "black": Fault("camera", "the camera sees nothing", lambda: black),
+    "bearing_noise": Fault(
+        "process", "a rolling bearing with a damaged race", {"microphone": _added(sound.bearing, 1.3)}
+    ),
+    "misaligned_part": Fault(
+        "process", "the part lies turned and off its place", {"camera": lambda: picture.misaligned_part}
+    ),
+    "missing_part": Fault(
+        "process", "there is no part in its place", {"camera": lambda: picture.missing_part}, line.no_part
+    ),
+    "foreign_object": Fault(
+        "process",
+        "a tool lies on the belt and rattles",
+        {"camera": lambda: picture.foreign_object, "microphone": _added(sound.rattle, 1.5)},
+        line.foreign_object,
+    ),
+    "wrong_product": Fault(
+        "process",
+        "another product comes than the line is set up for",
+        {"camera": lambda: picture.wrong_product, "microphone": partial(sound.Shifted, 1.26)},
+        line.wrong_product,
+    ),
+    "slow_motor": Fault(
+        "process",
+        "the motor turns at two thirds of its speed",
+        {"camera": picture.SlowMotor, "microphone": partial(sound.Shifted, SLOW)},
+        line.slow_motor,
+    ),
+    "slipping_belt": Fault(
+        "process",
+        "the belt slips and squeals, parts lie behind their place",
+        {"camera": lambda: picture.slipping_belt, "microphone": _added(sound.squeal, 1.5)},
+        line.slipping_belt,
+    ),
+    "knocking": Fault(
+        "process",
+        "something strikes the machine's frame again and again",
+        {"camera": lambda: picture.knocking, "microphone": _added(sound.knocks, 1.5)},
+    ),
+    "dirty_lens": Fault("sensor", "oil and dust on the camera's lens", {"camera": lambda: picture.dirty_lens}),
+    "black": Fault("sensor", "the camera sees nothing", {"camera": lambda: picture.black}),
+    "frozen": Fault("sensor", "the camera gives one picture for ever", {"camera": picture.Frozen}),
+    "defocused": Fault("sensor", "the camera is out of focus", {"camera": lambda: picture.defocused}),
+    "knocked_camera": Fault("sensor", "the camera has been turned aside", {"camera": lambda: picture.knocked_camera}),
+    "overexposed": Fault("sensor", "the camera's gain drifts upwards", {"camera": lambda: picture.overexposed}),
+    "dead_rows": Fault("sensor", "the camera does not read some rows", {"camera": lambda: picture.dead_rows}),
+    "colour_cast": Fault("sensor", "the camera's white balance is wrong", {"camera": lambda: picture.colour_cast}),
+    "muted": Fault("sensor", "the microphone gives digital silence", {"microphone": lambda: sound.muted}),
+    "clipped": Fault("sensor", "the microphone's gain is far too high", {"microphone": lambda: sound.clipped}),
+    "gain_loss": Fault("sensor", "the microphone's gain is 20 dB too low", {"microphone": lambda: sound.gain_loss}),
+    "mains_hum": Fault("sensor", "the microphone's cable picks up the mains", {"microphone": _added(sound.hum, 1.0)}),
+    "covered": Fault("sensor", "the microphone is covered with something thick", {"microphone": sound.Covered}),
+    "wind": Fault("sensor", "wind or a hand on the microphone", {"microphone": _added(sound.wind, 2.0)}),
+    "dropouts": Fault("sensor", "the microphone's plug is loose", {"microphone": lambda: sound.dropouts}),
 }
+
+
+def _order(kind: str) -> tuple[bool, bool]:
+    """A line's state comes before what is laid over its samples, and the process before the sensor that watches it."""
+    return FAULTS[kind].cause == "sensor", FAULTS[kind].upset is None
 
 
 @dataclass
 class _Running:
+    fault: Fault
     until_ns: int
-    since_ns: dict[str, int] = field(default_factory=dict)
+    since_ns: int | None = None  # it begins with the first samples that it strikes, whichever sensor's they are
     effects: dict[str, Effect] = field(default_factory=dict)
+    ended: bool = False  # for one sensor at least: what others took before the end may still be on its way
+
+    def strikes(self, samples: Samples) -> bool:
+        upset = self.fault.upset is not None and isinstance(samples, LineSamples)
+        return upset or samples.modality in self.fault.effects
+
+    def on(self, samples: Samples) -> Samples:
+        """The samples with the fault on them."""
+        self.since_ns = samples.start_ns if self.since_ns is None else self.since_ns
+        if isinstance(samples, LineSamples) and self.fault.upset is not None:
+            return samples.under(self.fault.upset)
+        effect = self.effects.setdefault(samples.sensor, self.fault.effects[samples.modality]())
+        return effect(samples, self.since_ns)
 
 
 class Injector:
@@ -135,7 +145,9 @@ class Injector:
         if kind not in FAULTS:
             raise ValueError(f"no fault {kind!r}; known are {', '.join(FAULTS)}")
         with self._lock:
-            self._running.setdefault(kind, _Running(until_ns)).until_ns = until_ns
+            if kind not in self._running or self._running[kind].ended:
+                self._running[kind] = _Running(FAULTS[kind], until_ns)
+            self._running[kind].until_ns = until_ns
 
     def stop(self) -> None:
         """End all faults now."""
@@ -145,47 +157,19 @@ class Injector:
     def running(self) -> dict[str, int]:
         """Kinds that were started and have not yet ended, with their ends."""
         with self._lock:
-            return {kind: running.until_ns for kind, running in self._running.items()}
+            return {kind: running.until_ns for kind, running in self._running.items() if not running.ended}
 
     def apply(self, samples: Samples) -> Samples:
-        """The samples with all faults of their modality on them; the very same object when there is none."""
+        """The samples with all faults of their sensor on them; the very same object when there is none."""
         with self._lock:
-            for kind, running in list(self._running.items()):
-                if FAULTS[kind].modality != samples.modality:
+            for kind in sorted(self._running, key=_order):
+                running = self._running[kind]
+                if not len(samples.data) or not running.strikes(samples):
                     continue
-                if samples.start_ns >= running.until_ns:
+                if samples.start_ns < running.until_ns:
+                    samples = running.on(samples)
+                elif samples.start_ns < running.until_ns + LATE_NS:
+                    running.ended = True
+                else:
                     del self._running[kind]
-                elif len(samples.data):
-                    since_ns = running.since_ns.setdefault(samples.sensor, samples.start_ns)
-                    effect = running.effects.setdefault(samples.sensor, FAULTS[kind].make())
-                    samples = effect(samples, since_ns)
         return samples
-
-
-def _mixed(samples: Samples, other: NDArray[Any], share: NDArray[np.float32]) -> Samples:
-    """`other` in the place of the picture, by `share` (height, width, 1)."""
-    mixed = samples.data.astype(np.float32) * (1 - share) + other * share
-    return replace(samples, data=np.clip(mixed, 0, 255).astype(np.uint8))
-
-
-@functools.lru_cache(maxsize=8)
-def _soft_ellipse(
-    height: int, width: int, centre: tuple[float, float], radii: tuple[float, float]
-) -> NDArray[np.float32]:
-    """1 inside, 0 outside, with an edge of about a tenth of the radius."""
-    y, x = np.mgrid[0:height, 0:width]
-    far = np.hypot((x / width - centre[0]) / radii[0], (y / height - centre[1]) / radii[1])
-    return np.asarray(np.clip((1 - far) / 0.12, 0, 1), np.float32)
-
-
-@functools.lru_cache(maxsize=8)
-def _blotches(height: int, width: int) -> NDArray[np.float32]:
-    """How much dirt lies on each pixel, 0..0.85: seven smudges, the same ones for every picture of this size."""
-    dirt = np.zeros((height, width), np.float32)
-    rng = np.random.default_rng(20_240_501)
-    for _ in range(7):
-        x, y, wide, tall = rng.uniform([0.1, 0.1, 0.08, 0.08], [0.9, 0.9, 0.24, 0.24])
-        y_place, x_place = np.mgrid[0:height, 0:width]
-        far = np.hypot((x_place / width - x) / wide, (y_place / height - y) / tall)
-        dirt = np.maximum(dirt, np.exp(-(far**4)).astype(np.float32))
-    return 0.85 * dirt

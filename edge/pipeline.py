@@ -5,6 +5,8 @@ The same pipeline serves live sensors and recordings; what it decides depends on
 
 from __future__ import annotations
 
+import io
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -17,6 +19,7 @@ from edge.alarm import Alarms
 from edge.commissioning import Commissioning
 from edge.config import DeviceConfig
 from edge.ensemble import Ensemble
+from edge.monitor import Drift, Monitor
 from lineside import wire
 from lineside.clock import NS
 from lineside.fusion import Encoded, Judgement
@@ -34,6 +37,13 @@ class Counters:
     embedded: int = 0
     moments: int = 0
     scores: int = 0
+
+
+class Latched(msgspec.Struct, frozen=True):
+    """Drift alarms by kind and subject, and which normal running they were raised under (Ensemble.commissioned_ns)."""
+
+    commissioned_ns: int
+    alarms: dict[str, Alarm]
 
 
 class Pipeline:
@@ -56,6 +66,9 @@ class Pipeline:
         self.ensemble: Ensemble | None = None
         self.commissioning: Commissioning | None = None
         self.counters = Counters()
+        self._commissioned_ns = 0
+        self._monitor: Monitor | None = None
+        self._recalled: dict[str, NDArray[np.generic]] = {}
 
     def push(self, samples: Samples) -> list[Message]:
         """Take the next run of samples of one sensor; give the messages that it leads to."""
@@ -78,6 +91,30 @@ class Pipeline:
             out += self._alarms.hear_sensors(self._heard_ns, dict.fromkeys(self.modalities, ("absent",)), {})
         return out
 
+    @property
+    def monitor(self) -> Monitor | None:
+        """What watches for slow change; None before commissioning."""
+        return self._monitor
+
+    def remember(self) -> bytes:
+        """What a restart would lose, as an npz file: what the monitor has gathered, and which drift stands raised."""
+        latched = Latched(self._commissioned_ns, dict(self._alarms.drift.active))
+        arrays = self._monitor.state() if self._monitor else {}
+        buffer = io.BytesIO()
+        np.savez(buffer, latched=np.frombuffer(msgspec.json.encode(latched), np.uint8), **arrays)  # type: ignore[arg-type]
+        return buffer.getvalue()
+
+    def recall(self, data: bytes) -> None:
+        """Go on from `remember`, as soon as the same normal running is there. Raises ValueError when it is damaged."""
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as file:
+                kept = {name: file[name] for name in file.files}
+            latched = msgspec.json.decode(kept.pop("latched").tobytes(), type=Latched)
+        except (OSError, KeyError, EOFError, zipfile.BadZipFile, msgspec.DecodeError) as error:
+            raise ValueError(f"what the monitor had gathered cannot be read ({error})") from error
+        self._recalled, self._commissioned_ns = kept, latched.commissioned_ns
+        self._alarms.drift = replace(self._alarms.drift, active=latched.alarms)
+
     def flush(self) -> list[Message]:
         """The messages of what is left at the end of a recording."""
         return [message for moment in self._join.flush() for message in self._moment(moment)]
@@ -96,10 +133,12 @@ class Pipeline:
             else:
                 good[name] = prepared
         alarms = self._alarms.hear_sensors(moment.end_ns, bad, ensemble.versions if ensemble else {})
+        if ensemble is not None:
+            alarms += self._watched(ensemble, moment.end_ns)
         out: list[Message] = []
         if ensemble is not None and good:
             if (commissioning := self.commissioning) is not None:
-                commissioning.add(good)
+                commissioning.add(good, moment.start_ns)
             encoded = ensemble.encode({name: (self.modalities[name], window) for name, window in good.items()})
             self.counters.embedded += len(encoded)
             out.append(self._embeddings(moment, encoded, ensemble))
@@ -107,11 +146,34 @@ class Pipeline:
                 absent = {
                     n: ", ".join(p) or "not commissioned" for n, p in bad.items() if n not in judgement.contributions
                 }
+                drift = self._slow(judgement, encoded, moment.start_ns)
                 score = self._score(moment, judgement, absent, ensemble)
                 self.counters.scores += 1
                 out.append(score)
                 alarms += self._alarms.hear_score(score)
+                alarms += self._alarms.hear_drift(drift, score) if drift else []
         return out + [self._with_evidence(alarm, moment) for alarm in alarms]
+
+    def _watched(self, ensemble: Ensemble, end_ns: int) -> list[Alarm]:
+        """Watch what there is to watch now; normal running that was learned anew clears the drift from the old one."""
+        if ensemble.watch is not (self._monitor.watch if self._monitor else None):
+            self._monitor = Monitor(ensemble.watch) if ensemble.watch else None
+            if self._monitor and self._recalled:
+                self._monitor.restore(self._recalled)
+                self._recalled = {}
+        if not ensemble.commissioned_ns or ensemble.commissioned_ns == self._commissioned_ns:
+            return []
+        self._commissioned_ns = ensemble.commissioned_ns
+        return self._alarms.commissioned(end_ns)
+
+    def _slow(self, judged: Judgement, encoded: Mapping[str, Encoded], start_ns: int) -> Drift | None:
+        """Slow change; none is looked for while the station is openly unlike normal: that alarm tells of it."""
+        if self._monitor is None:
+            return None
+        if self._alarms.anomaly.active:
+            self._monitor.reset()
+            return None
+        return self._monitor.hear(judged, encoded, start_ns)
 
     def _embeddings(self, moment: Moment, encoded: Mapping[str, Encoded], ensemble: Ensemble) -> Embeddings:
         made = []
@@ -143,6 +205,7 @@ class Pipeline:
             absent=absent,
             versions=ensemble.versions,
             skew_ms=moment.skew_ns / 1e6,
+            drift=self._monitor.gauges if self._monitor else {},
         )
 
     def _with_evidence(self, alarm: Alarm, moment: Moment) -> Alarm:

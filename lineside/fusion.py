@@ -82,11 +82,13 @@ class Normal:
         }
         singles = {sensor: Calibration.fit(_finite(scores)) for sensor, scores in far.items()}
         pairs = {pair: Calibration.fit(_finite(s)) for pair, s in apart.items() if np.isfinite(s).any()}
+        single = {sensor: _evidence(far[sensor]) for sensor in sorted(encoded)}
+        pair = {names: _evidence(apart[names]) for names in pairs}
         fused = {}
         for size in range(1, len(encoded) + 1):
             for members in combinations(sorted(encoded), size):
-                both = {pair: apart[pair] for pair in pairs if set(pair) <= set(members)}
-                scores = _fused_scores({m: far[m] for m in members}, both)
+                inside = [evidence for names, evidence in pair.items() if set(names) <= set(members)]
+                scores = _finite(np.sum([*(single[m] for m in members), *inside], axis=0))
                 if len(scores) >= MIN_MOMENTS:
                     fused[frozenset(members)] = Calibration.fit(scores)
         return cls(coresets, singles, pairs, fused)
@@ -153,19 +155,14 @@ def _out_of_fold(rows: NDArray[np.float32], size: int) -> NDArray[np.float64]:
     return scores
 
 
-def _fused_scores(
-    far: dict[str, NDArray[np.float64]], apart: dict[tuple[str, str], NDArray[np.float64]]
-) -> NDArray[np.float64]:
-    """Evidence of each calibration moment that has all of these sensors, each fold judged by the other folds."""
-    columns = [*far.values(), *apart.values()]
-    whole = np.asarray(np.isfinite(np.stack(columns)).all(axis=0))
-    evidence = np.zeros(len(whole))
-    for fold in _folds(len(whole)):
-        mine = fold[whole[fold]]
-        others = np.setdiff1d(np.flatnonzero(whole), fold)
-        if not len(others):
-            continue
-        for column in columns:
-            calibration = Calibration.fit(column[others])
-            evidence[mine] += [calibration.evidence(score) for score in column[mine]]
-    return evidence[whole]
+def _evidence(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Evidence of each score (n,), each fold judged by a calibration of the others; NaN stays NaN."""
+    known = np.isfinite(scores)
+    evidence = np.full(len(scores), np.nan)
+    for fold in _folds(len(scores)):
+        mine = fold[known[fold]]
+        others = np.setdiff1d(np.flatnonzero(known), fold)
+        if len(mine) and len(others):
+            calibration = Calibration.fit(scores[others])
+            evidence[mine] = [calibration.evidence(score) for score in scores[mine]]
+    return evidence

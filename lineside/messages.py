@@ -43,7 +43,8 @@ class Score(Message, frozen=True):
 
     `contributions` are exact Shapley shares of `evidence` (product words, section 2); `without` is the p-value that
     the moment would have without that sensor; `agreements` are cosines, keyed `sensor+sensor`; `absent` gives the
-    reason for each sensor that is not in the fusion; `limit` is the p-value at or below which a moment is anomalous.
+    reason for each sensor that is not in the fusion; `limit` is the p-value at or below which a moment is anomalous;
+    `drift` is the evidence of slow change, 0 to 1 (an alarm), by sensor and by pair.
     """
 
     station: str
@@ -59,18 +60,19 @@ class Score(Message, frozen=True):
     absent: dict[str, str]
     versions: dict[str, str]
     skew_ms: float
+    drift: dict[str, float] = {}
 
 
-AlarmKind = Literal["anomaly", "sensor"]
+AlarmKind = Literal["anomaly", "drift", "sensor"]
 AlarmState = Literal["raised", "cleared"]
 
 
 class Alarm(Message, frozen=True):
     """A change of an alarm's state. The same `key` names the same event from raise to clear.
 
-    `subject` is the station for an anomaly, the sensor for a sensor alarm; `top_sensor` and `top_modality` name the
-    largest contribution; `limits` are the thresholds in force; `pictures` are small JPEGs by sensor, sent only when
-    the device may send evidence.
+    `subject` is the station for an anomaly, the sensor for a sensor alarm, a sensor or a pair `a+b` for drift;
+    `top_sensor` and `top_modality` name the largest contribution; `limits` are the thresholds in force; `pictures` are
+    small JPEGs by sensor, sent only when the device may send evidence.
     """
 
     station: str
@@ -114,7 +116,8 @@ class EncoderHealth(msgspec.Struct, frozen=True, kw_only=True):
 class Health(Message, frozen=True, kw_only=True):
     """The device's own account of itself; counters count since the agent started.
 
-    Of `windows` that were cut, `embedded` were well and had an encoder; only those are sent.
+    Of `windows` that were cut, `embedded` were well and had an encoder; only those are sent. `drift` says how far the
+    watch for slow change is: still learning what is ordinary, or watching.
     """
 
     station: str
@@ -128,6 +131,7 @@ class Health(Message, frozen=True, kw_only=True):
     embedded: int = 0
     moments: int
     scores: int
+    drift: str = ""
     outbox_messages: int
     outbox_bytes: int
     dropped_messages: int

@@ -65,7 +65,9 @@ def test_a_new_event_has_a_new_key():
     assert changes[0][1].key != changes[2][1].key
 
 
-WEAK = AlarmSettings(p_limit=0.01, clear_count=2, false_alarm_days=1e-3)  # 86.4 s: a run length of 86.4 windows
+WEAK = AlarmSettings(
+    p_limit=0.01, clear_count=2, false_alarm_days=0.5e-3
+)  # half of 86.4 s: a run length of 86.4 windows
 
 
 def weak_run(ps, hop_ns=NS):
@@ -81,7 +83,7 @@ def weak_run(ps, hop_ns=NS):
 def test_weak_evidence_that_lasts_is_an_alarm_too_and_ends():
     (at, raised), (back, cleared) = weak_run([0.5, 0.9] * 10 + [0.1] * 15 + [0.6] * 20)
     assert 20 < at < 35 < back
-    assert (raised.state, raised.top_sensor, raised.limits) == ("raised", "mic0", {"false_alarm_days": 1e-3})
+    assert (raised.state, raised.top_sensor, raised.limits) == ("raised", "mic0", {"false_alarm_days": 0.5e-3})
     assert 18 * NS <= raised.onset_ns <= 21 * NS
     assert (cleared.state, cleared.key) == ("cleared", raised.key)
     assert weak_run([0.2, 0.8] * 40) == []

@@ -200,11 +200,13 @@ def test_commissioning_from_live_moments_begins_anew_when_they_do_not_suffice(be
     assert live is not None
     assert bench.changeover.commissioning is not None
     live.moments += bench.changeover.commissioning.moments[:20]
+    live.start_ns += bench.changeover.commissioning.start_ns[:20]
     with pytest.raises(LinesideError, match="at least 40 are needed"):
         again.finish_commissioning()
     assert pipeline.commissioning is not None
     assert pipeline.commissioning.moments == []
     pipeline.commissioning.moments += bench.changeover.commissioning.moments
+    pipeline.commissioning.start_ns += bench.changeover.commissioning.start_ns
     assert again.finish_commissioning()
     assert pipeline.commissioning is None
     assert pipeline.ensemble is not None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,51 +12,136 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge.config import DeviceConfig, DeviceSettings, SensorSettings
 from edge.faults import FAULTS, Injector
-from edge.sensors.simulation import line_state, render, sound
+from edge.replay import simulated
+from edge.sensors.simulation import LineSamples, pictures, sound
 from lineside.clock import NS
 from lineside.quality import Quality
-from lineside.windows import Samples, Window
+from lineside.windows import Cutter, Samples
 
 START_NS = 1_700_000_000 * NS
+FOR_EVER_NS = START_NS + 3600 * NS
+STRUCK = sorted((kind, modality) for kind, fault in FAULTS.items() for modality in fault.effects)
+LINE = {"cam0": "camera", "mic0": "microphone", "vib0": "series"}
 
 
-def heard(data: np.ndarray, first: int = 0) -> Samples:
-    return Samples("mic0", "microphone", START_NS + round(first * NS / 16_000), 16_000.0, data.astype(np.int16))
+def heard(data: np.ndarray, first: int = 0, rate_hz: float = 16_000.0) -> Samples:
+    return Samples("mic0", "microphone", START_NS + round(first * NS / rate_hz), rate_hz, data.astype(np.int16))
 
 
 def seen(count: int = 3) -> Samples:
-    frames = np.stack([render(line_state(k / 10, 1, "a")) for k in range(count)])
-    return Samples("cam0", "camera", START_NS, 10.0, frames, START_NS + np.arange(count) * NS // 10)
+    stamps = START_NS + np.arange(count) * NS // 10
+    return Samples("cam0", "camera", START_NS, 10.0, pictures(0, count, 1, "a"), stamps)
 
 
-def example(modality: str) -> Samples:
-    return seen() if modality == "camera" else heard(sound(0, 16_000, 1, "a"))
+def example(modality: str, seconds: int = 3) -> Samples:
+    return seen(10 * seconds) if modality == "camera" else heard(sound(0, 16_000 * seconds, 1, "a"))
 
 
-@pytest.mark.parametrize("kind", sorted(FAULTS))
-def test_every_fault_changes_its_modality_and_keeps_the_form(kind: str) -> None:
-    fault = FAULTS[kind]
-    before = example(fault.modality)
+def cut(samples: Samples, places: list[int]) -> list[Samples]:
+    """The samples in blocks that end at these places."""
+    edges = [0, *sorted({place for place in places if 0 < place < len(samples.data)}), len(samples.data)]
+    blocks = []
+    for first, end in itertools.pairwise(edges):
+        stamps = None if samples.stamps_ns is None else samples.stamps_ns[first:end]
+        start_ns = START_NS + round(first * NS / samples.rate_hz)
+        blocks.append(replace(samples, data=samples.data[first:end], start_ns=start_ns, stamps_ns=stamps))
+    return blocks
+
+
+def line(seconds: float, seed: int = 2) -> list[Samples]:
+    """All sensors of the simulated line."""
+    sensors = [SensorSettings(name=n, modality=m, source="simulation", seed=seed, channels=3) for n, m in LINE.items()]
+    config = DeviceConfig(device=DeviceSettings(id="edge-1", site="demo", station="press"), sensors=sensors)
+    return list(simulated(config, Path(), START_NS, seconds))
+
+
+def flags(stream: list[Samples]) -> set[str]:
+    """What the quality rules find in these samples."""
+    quality, cutters = Quality(), {name: Cutter(NS, NS // 2) for name in LINE}
+    return {flag for part in stream for window in cutters[part.sensor].push(part) for flag in quality.flags(window)}
+
+
+def test_sensor_and_process_have_five_faults_each_and_strike_picture_and_sound() -> None:
+    for cause in ("sensor", "process"):
+        rows = [fault for fault in FAULTS.values() if fault.cause == cause]
+        assert len(rows) >= 5
+        assert {modality for fault in rows for modality in fault.effects} == {"camera", "microphone"}
+    assert len(FAULTS) >= 14
+    assert {fault.cause for fault in FAULTS.values()} == {"sensor", "process"}
+    assert len({fault.about for fault in FAULTS.values()}) == len(FAULTS)
+    assert all(kind.isidentifier() and kind.islower() for kind in FAULTS)
+
+
+def test_a_sensor_fault_is_of_one_sensor_and_a_line_is_upset_by_its_process_only() -> None:
+    for fault in FAULTS.values():
+        if fault.cause == "sensor":
+            assert len(fault.effects) == 1
+            assert fault.upset is None
+    assert sum(len(fault.effects) == 2 for fault in FAULTS.values()) >= 3
+
+
+@pytest.mark.parametrize(("kind", "modality"), STRUCK)
+def test_every_fault_changes_its_modality_at_once_and_keeps_the_form(kind: str, modality: str) -> None:
+    before = example(modality)
     kept = before.data.copy()
-    after = fault.make()(before, START_NS)
+    after = FAULTS[kind].effects[modality]()(before, START_NS)
     assert (after.data.shape, after.data.dtype) == (before.data.shape, before.data.dtype)
     assert (after.start_ns, after.sensor, after.flags) == (before.start_ns, before.sensor, before.flags)
-    assert not np.array_equal(after.data, kept)
     assert np.array_equal(before.data, kept)  # the original is somebody else's
-    assert fault.about
+    first = after.between(START_NS, START_NS + NS // 4).data.astype(int)
+    assert not np.array_equal(first, kept[: len(first)])
+    later = after.between(START_NS + NS, START_NS + 3 * NS).data.astype(int)
+    assert np.abs(later - kept[-len(later) :]).mean() > (0.5 if modality == "camera" else 100)
 
 
-@pytest.mark.parametrize("kind", ["muted", "black"])
-def test_dead_sensors_are_found_by_the_quality_rules(kind: str) -> None:
-    after = FAULTS[kind].make()(example(FAULTS[kind].modality), START_NS)
-    window = Window("s", after.modality, START_NS, START_NS + NS, after.rate_hz, after.data, START_NS)
-    assert Quality().flags(window) & {"silent", "black"}
+@pytest.mark.parametrize(("kind", "modality"), STRUCK)
+@given(places=st.lists(st.integers(1, 31_999), max_size=5))
+@settings(max_examples=4, deadline=None)
+def test_every_fault_runs_on_over_the_edges_of_blocks(kind: str, modality: str, places: list[int]) -> None:
+    whole = example(modality, 2)
+    places = [place * len(whole.data) // 32_000 for place in places]
+    together, effect = FAULTS[kind].effects[modality]()(whole, START_NS), FAULTS[kind].effects[modality]()
+    apart = [effect(block, START_NS) for block in cut(whole, places)]
+    assert np.abs(np.concatenate([block.data for block in apart]).astype(int) - together.data).max() <= 1
+
+
+@pytest.mark.parametrize(("kind", "modality"), STRUCK)
+def test_every_fault_takes_samples_of_any_size_rate_and_time(kind: str, modality: str) -> None:
+    rng, effect = np.random.default_rng(1), FAULTS[kind].effects[modality]()
+    before_ns, later_ns = START_NS - NS // 20, START_NS + 600 * NS
+    if modality == "camera":
+        for shape in ((1, 2, 2, 3), (1, 480, 640, 3), (2, 33, 77, 3)):
+            frames = rng.integers(0, 255, shape, np.uint8)
+            for at_ns in (before_ns, later_ns, START_NS):
+                stamps = at_ns + np.arange(shape[0]) * NS // 30
+                after = effect(Samples("cam0", "camera", at_ns, 30.0, frames, stamps), START_NS)
+                assert (after.data.shape, after.data.dtype) == (shape, np.uint8)
+        return
+    for rate_hz, count in ((8_000.0, 1), (48_000.0, 4_800), (100.0, 7), (44_100.0, 441)):
+        loud = rng.choice([-32_768, 32_767], count).astype(np.int16)
+        for data in (loud, np.zeros_like(loud)):
+            for at_ns in (before_ns, later_ns, START_NS):
+                with np.errstate(all="raise", under="ignore"):  # no value that is not a number
+                    after = effect(Samples("mic0", "microphone", at_ns, rate_hz, data), START_NS)
+                assert (after.data.shape, after.data.dtype) == ((count,), np.int16)
+
+
+def test_only_dead_and_stuck_and_cut_sensors_are_found_by_the_quality_rules() -> None:
+    stream, found = line(4), {}
+    for kind in FAULTS:
+        injector = Injector()
+        injector.start(kind, FOR_EVER_NS)
+        found[kind] = flags([injector.apply(part) for part in stream])
+    hard = {kind: flagged for kind, flagged in found.items() if flagged}
+    assert set(hard) == {"muted", "black", "frozen", "clipped"}
+    assert {"silent", "black", "frozen", "clipped"} == set().union(*hard.values())
 
 
 @pytest.mark.parametrize("level", [30, 300, 3000])
 def test_bearing_noise_goes_with_the_level_of_the_signal(level: int) -> None:
-    effect = FAULTS["bearing_noise"].make()
+    effect = FAULTS["bearing_noise"].effects["microphone"]()
     quiet = np.random.default_rng(1).normal(0, level, 80_000)
     blocks = [effect(heard(quiet[k : k + 1_600], k), START_NS).data for k in range(0, 80_000, 1_600)]
     louder_db = 20 * np.log10(np.concatenate(blocks).astype(float).std() / quiet.std())
@@ -62,7 +149,7 @@ def test_bearing_noise_goes_with_the_level_of_the_signal(level: int) -> None:
 
 
 def test_bearing_noise_strikes_about_ninety_times_a_second() -> None:
-    noise = FAULTS["bearing_noise"].make()(heard(np.zeros(64_000)), START_NS).data.astype(float)
+    noise = FAULTS["bearing_noise"].effects["microphone"]()(heard(np.zeros(64_000)), START_NS).data.astype(float)
     envelope = np.abs(noise) - np.abs(noise).mean()
     power = np.abs(np.fft.rfft(envelope)) ** 2
     hz = np.fft.rfftfreq(64_000, 1 / 16_000)
@@ -70,21 +157,9 @@ def test_bearing_noise_strikes_about_ninety_times_a_second() -> None:
     assert 85 < hz[near][power[near].argmax()] < 97
 
 
-@given(st.lists(st.integers(1, 4_000), min_size=1, max_size=6))
-@settings(max_examples=30, deadline=None)
-def test_bearing_noise_runs_on_over_the_edges_of_blocks(cuts: list[int]) -> None:
-    data = np.full(sum(cuts), 1000.0)
-    whole = FAULTS["bearing_noise"].make()(heard(data), START_NS).data.astype(int)
-    effect, parts, first = FAULTS["bearing_noise"].make(), [], 0
-    for count in cuts:
-        parts.append(effect(heard(data[first : first + count], first), START_NS).data)
-        first += count
-    assert np.abs(np.concatenate(parts) - whole).max() <= 2
-
-
 def test_the_misaligned_part_leaves_the_edge_of_the_picture() -> None:
     before = seen()
-    after = FAULTS["misaligned_part"].make()(before, START_NS)
+    after = FAULTS["misaligned_part"].effects["camera"]()(before, START_NS)
     changed = np.abs(after.data.astype(int) - before.data).max(axis=(0, 3)) > 12
     assert not changed[:4].any()
     assert not changed[:, :8].any()
@@ -92,18 +167,65 @@ def test_the_misaligned_part_leaves_the_edge_of_the_picture() -> None:
 
 
 def test_dirt_lies_on_the_lens_and_not_on_the_line() -> None:
-    moved, still = seen(8), FAULTS["dirty_lens"].make()
+    moved, still = seen(8), FAULTS["dirty_lens"].effects["camera"]()
     change = np.abs(still(moved, START_NS).data.astype(int) - moved.data).mean(axis=3) > 8
     assert 0.03 < change.mean() < 0.6
     assert (change.all(axis=0) | ~change.any(axis=0)).mean() > 0.75  # the same pixels in all pictures, mostly
 
 
-@pytest.mark.parametrize("shape", [(1, 2, 2, 3), (1, 480, 640, 3), (2, 33, 77, 3)])
-def test_pictures_of_any_size_are_taken(shape: tuple[int, ...]) -> None:
-    frames = np.random.default_rng(1).integers(0, 255, shape, np.uint8)
-    samples = Samples("cam0", "camera", 0, 10.0, frames, np.arange(shape[0], dtype=np.int64))
-    for kind in ("misaligned_part", "dirty_lens", "black"):
-        assert FAULTS[kind].make()(samples, 0).data.shape == shape
+def loudest_hz(data: np.ndarray, low_hz: float, high_hz: float) -> float:
+    power = np.abs(np.fft.rfft(data.astype(float) * np.hanning(len(data)))) ** 2
+    hz = np.fft.rfftfreq(len(data), 1 / 16_000)
+    inside = (hz >= low_hz) & (hz < high_hz)
+    return float(hz[inside][power[inside].argmax()])
+
+
+@pytest.mark.parametrize(("kind", "speed"), [("slow_motor", 0.66), ("wrong_product", 1.26)])
+def test_a_shifted_sound_has_another_pitch_and_the_same_level(kind: str, speed: float) -> None:
+    tone = heard(5000 * np.sin(2 * np.pi * 500 * np.arange(64_000) / 16_000))
+    shifted = FAULTS[kind].effects["microphone"]()(tone, START_NS).data
+    assert loudest_hz(shifted, 50, 4000) == pytest.approx(500 * speed, abs=6)
+    assert abs(20 * np.log10(shifted[8_000:].astype(float).std() / tone.data.std())) < 3
+
+
+def test_a_slow_motor_shows_pictures_ever_later_and_never_more_than_a_second_late() -> None:
+    count = 60
+    numbered = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 4, 4, 3))
+    stamps = START_NS + np.arange(count) * NS // 10
+    samples = Samples("cam0", "camera", START_NS, 10.0, numbered, stamps)
+    late = np.arange(count) - FAULTS["slow_motor"].effects["camera"]()(samples, START_NS).data[:, 0, 0, 0]
+    assert late[:20].tolist() == sorted(late[:20])
+    assert 5 <= late[18] <= 8
+    assert late[20] == 0
+    assert late.max() < 10
+
+
+@pytest.mark.parametrize(
+    ("kind", "low_hz", "high_hz", "loss_db"), [("covered", 50, 100, 2), ("gain_loss", 50, 7000, 21)]
+)
+def test_what_a_microphone_loses_is_lost_by_as_much_as_is_told(
+    kind: str, low_hz: float, high_hz: float, loss_db: float
+) -> None:
+    noise = heard(np.random.default_rng(3).normal(0, 2000, 64_000))
+    after = FAULTS[kind].effects["microphone"]()(noise, START_NS)
+
+    def level_db(samples: Samples, low_hz: float, high_hz: float) -> float:
+        power = np.abs(np.fft.rfft(samples.data.astype(float))) ** 2
+        hz = np.fft.rfftfreq(64_000, 1 / 16_000)
+        return float(10 * np.log10(power[(hz > low_hz) & (hz < high_hz)].sum()))
+
+    assert 0 <= level_db(noise, low_hz, high_hz) - level_db(after, low_hz, high_hz) < loss_db
+    assert level_db(noise, 1000, 7000) - level_db(after, 1000, 7000) > 15
+
+
+def test_a_knock_is_seen_when_it_is_heard() -> None:
+    injector = Injector()
+    injector.start("knocking", FOR_EVER_NS)
+    quiet, still = heard(np.zeros(80_000)), replace(seen(50), data=np.repeat(pictures(0, 1, 1, "a"), 50, axis=0))
+    noise = np.abs(injector.apply(quiet).data.astype(int)).reshape(50, 1_600).max(axis=1)
+    shaken = np.abs(injector.apply(still).data.astype(int) - still.data).mean(axis=(1, 2, 3))
+    assert set(np.argsort(noise)[-5:]) == {0, 12, 24, 36, 48}
+    assert set(np.argsort(shaken)[-5:]) == {0, 12, 24, 36, 48}
 
 
 def test_the_injector_strikes_from_the_next_samples_until_its_end() -> None:
@@ -131,8 +253,51 @@ def test_faults_of_one_modality_leave_the_other_alone() -> None:
     assert injector.apply(pictures) is pictures
 
 
+@pytest.mark.parametrize("kind", [kind for kind, fault in FAULTS.items() if fault.upset])
+def test_an_upset_line_is_heard_and_seen_by_all_its_sensors_as_one(kind: str) -> None:
+    stream, injector = line(6), Injector()
+    injector.start(kind, FOR_EVER_NS)
+    after = [injector.apply(part) for part in stream]
+    for modality in ("camera", "microphone"):
+        changed = [
+            not np.array_equal(one.data, other.data)
+            for one, other in zip(stream, after, strict=True)
+            if one.modality == modality
+        ]
+        assert np.mean(changed) > 0.3
+    assert all(isinstance(part, LineSamples) and part.upsets == (FAULTS[kind].upset,) for part in after)
+
+
+def test_the_line_is_upset_before_anything_is_laid_over_its_samples() -> None:
+    (picture,) = (part for part in line(0.05) if part.modality == "camera")
+    injector = Injector()
+    for kind in ("colour_cast", "misaligned_part", "missing_part"):
+        injector.start(kind, FOR_EVER_NS)
+    assert isinstance(picture, LineSamples)
+    expected: Samples = picture.under(FAULTS["missing_part"].upset)
+    for kind in ("misaligned_part", "colour_cast"):
+        expected = FAULTS[kind].effects["camera"]()(expected, START_NS)
+    assert np.array_equal(injector.apply(picture).data, expected.data)
+
+
+@pytest.mark.parametrize("kind", sorted(FAULTS))
+def test_a_fault_ends_for_every_sensor_at_its_end_and_is_over_then(kind: str) -> None:
+    injector, end_ns = Injector(), START_NS + NS // 2
+    injector.start(kind, end_ns)
+    touched = set()
+    stream = line(1.0)
+    for part in sorted(stream, key=lambda part: (part.sensor, part.start_ns)):  # one sensor far ahead of the other
+        after = injector.apply(part)
+        assert after is part or part.start_ns < end_ns
+        touched |= {part.modality} if after is not part else set()
+    assert touched >= set(FAULTS[kind].effects)
+    assert injector.running() == {}
+    injector.start(kind, START_NS + 3 * NS)  # begun anew: its time counts from there
+    assert injector.running() == {kind: START_NS + 3 * NS}
+
+
 def test_an_unknown_fault_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match="no fault 'gremlins'; known are bearing_noise, misaligned_part, dirty_lens"):
+    with pytest.raises(ValueError, match="no fault 'gremlins'; known are bearing_noise, misaligned_part, missing_part"):
         Injector().start("gremlins", 1)
 
 

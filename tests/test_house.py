@@ -74,4 +74,4 @@ def test_the_faults_of_panel_and_demo_are_those_that_the_agent_knows():
     told = {(fault.kind, fault.modality) for fault in offered} | {
         (kind, modality) for kind, _, modality in demonstrated
     }
-    assert told <= {(kind, fault.modality) for kind, fault in known.items()}
+    assert told <= {(kind, modality) for kind, fault in known.items() for modality in fault.effects}

@@ -48,7 +48,7 @@ def learned(encoders, recording):
 
 @pytest.fixture(scope="module")
 def ensemble(encoders, learned):
-    return Ensemble(encoders, learned.normal(encoders, CONFIG.commissioning.coreset))
+    return learned.ensemble(encoders, CONFIG)
 
 
 def watch(ensemble, seconds=30.0, fault="", from_s=10.0, to_s=20.0):
@@ -164,7 +164,7 @@ def test_commissioning_survives_a_restart(learned, tmp_path, encoders):
 
 def test_commissioning_that_is_too_short_is_refused(learned, encoders):
     with pytest.raises(LinesideError, match="at least 40 are needed"):
-        replace(learned, moments=learned.moments[:10]).normal(encoders, 16)
+        replace(learned, moments=learned.moments[:10], start_ns=learned.start_ns[:10]).ensemble(encoders, CONFIG)
 
 
 def test_a_recording_of_other_sensors_is_refused(tmp_path):

@@ -12,13 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.config import SensorSettings
-from edge.sensors.simulation import PRODUCTS, line_state, render, sound, values
+from edge.sensors import line
+from edge.sensors.line import PRODUCTS, Upset, line_state
+from edge.sensors.simulation import LineSamples, pictures, render, sound, values
 from edge.sensors.table import open_sensor
 from lineside.clock import NS, SimulatedClock
 from lineside.features import MicrophonePrepare, mel_filters
 from lineside.quality import Quality
 from lineside.windows import Cutter
 
+UPSETS = [line.slow_motor, line.slipping_belt, line.no_part, line.foreign_object, line.wrong_product]
 times_s = st.floats(0, 1e6)
 products = st.sampled_from(sorted(PRODUCTS))
 
@@ -161,6 +164,68 @@ def test_seeds_give_different_runs_and_the_same_seed_the_same() -> None:
     assert np.array_equal(one, same)
     assert np.abs(np.corrcoef(one, other)[0, 1]) < 0.5
     assert np.array_equal(render(line_state(1.5, 4, "b"), 4), render(line_state(1.5, 4, "b"), 4))
+
+
+@pytest.mark.parametrize("upset", UPSETS)
+@pytest.mark.parametrize("product", sorted(PRODUCTS))
+def test_an_upset_line_differs_and_does_not_depend_on_the_size_of_blocks(upset: Upset, product: str) -> None:
+    whole = sound(7, 40_000, 3, product, upset)
+    parts = np.concatenate([sound(7, 11_111, 3, product, upset), sound(11_118, 28_889, 3, product, upset)])
+    assert np.abs(whole.astype(int) - parts).max() <= 1
+    assert np.abs(whole.astype(int) - sound(7, 40_000, 3, product)).mean() > 50
+    assert not np.array_equal(pictures(0, 20, 3, product, upset), pictures(0, 20, 3, product))
+
+
+def test_a_slow_motor_is_heard_lower_and_its_gauge_is_seen_lower() -> None:
+    for t_s in (3.0, 11.0, 23.0):
+        well, slow = (line_state(t_s, 1, "a", *upsets) for upsets in ((), (line.slow_motor,)))
+        gauges = [(render(state)[25:71, 132].astype(int)[:, 2] > 140).sum() for state in (well, slow)]
+        assert gauges[1] < gauges[0] - 8
+        speed_hz = float(line_state(t_s + 0.2, 1, "a", line.slow_motor).motor_hz)
+        heard = sound(round(t_s * 16_000), 6_400, 1, "a", line.slow_motor)
+        assert loudest_hz(heard, 100, 200) / 2 == pytest.approx(speed_hz, abs=4)
+
+
+def test_where_no_part_lies_none_is_seen_and_none_rings() -> None:
+    kinds = PRODUCTS["a"].kinds
+    for hit_s in hits(1, "a", 20.0):
+        well, empty = (line_state(hit_s + 0.2, 1, "a", *upsets) for upsets in ((), (line.no_part,)))
+        colour = kinds[int(well.kind)].colour
+        assert np.abs(render(well)[77, 72].astype(int) - colour).sum() < 60
+        assert np.abs(render(empty)[77, 72].astype(int) - colour).sum() > 60
+        first, ring_hz = round((hit_s + 0.03) * 16_000), kinds[int(well.kind)].ring_hz
+        full, none = (
+            band_level(sound(first, 3_200, 1, "a", *upsets), ring_hz - 40, ring_hz + 40)
+            for upsets in ((), (line.no_part,))
+        )
+        assert none < full / 10
+
+
+def test_a_slipped_belt_is_seen_before_its_place_and_squeals_while_it_moves() -> None:
+    moving = [t_s for t_s in np.arange(0, 20, 0.1) if float(line_state(t_s, 1, "a").belt_speed) > 0.8]
+    well, slipping = (
+        sum(band_level(sound(round(t_s * 16_000), 1_600, 1, "a", *upsets), 2_200, 2_500) for t_s in moving)
+        for upsets in ((), (line.slipping_belt,))
+    )
+    assert slipping > 4 * well
+    well_seen, slipped = (
+        render(line_state(hits(1, "a", 5.0)[0] + 0.2, 1, "a", *upsets)) for upsets in ((), (line.slipping_belt,))
+    )
+    assert not np.array_equal(well_seen[70:95], slipped[70:95])
+    assert np.array_equal(well_seen[:60], slipped[:60])
+
+
+def test_upsets_are_laid_one_over_the_other() -> None:
+    both = line_state(4.0, 1, "a", line.slow_motor, line.wrong_product)
+    well = line_state(4.0, 1, "a")
+    assert (both.product, both.motor_hz < 0.7 * well.motor_hz) == ("b", True)
+    assert 0 <= both.kind < len(PRODUCTS["b"].kinds)
+    sensor_settings = SensorSettings(name="mic0", modality="microphone", source="simulation", seed=4)
+    (block,) = islice(open_sensor(sensor_settings, SimulatedClock(5 * NS), 5 * NS, Path()).samples(), 7, 8)
+    assert isinstance(block, LineSamples)
+    under = block.under(line.slow_motor).under(line.no_part)
+    assert np.array_equal(under.data, sound(7 * 1_600, 1_600, 4, "a", line.slow_motor, line.no_part))
+    assert (under.start_ns, under.sensor, under.rate_hz) == (block.start_ns, block.sensor, block.rate_hz)
 
 
 def test_a_minute_of_the_line_takes_less_than_two_seconds() -> None:

@@ -35,6 +35,10 @@ class Seen(Protocol):
     def motor_turns(self) -> float: ...
     @property
     def cycle(self) -> int: ...
+    @property
+    def loaded(self) -> float: ...
+    @property
+    def foreign(self) -> float: ...
 
 
 class Part(Protocol):
@@ -51,8 +55,11 @@ def draw(state: Seen, part: Part, last: Part, motor_hz: float) -> Picture:
     picture = _room().copy()
     way = float(state.belt) * STEP_PX
     _belt(picture, int(state.cycle) * STEP_PX + way)
-    _part(picture, PRESS_X + way, last, struck=True)
-    _part(picture, PRESS_X - STEP_PX + way, part, struck=float(state.since_hit_s) > 0)
+    if state.loaded:
+        _part(picture, PRESS_X + way, last, struck=True)
+        _part(picture, PRESS_X - STEP_PX + way, part, struck=float(state.since_hit_s) > 0)
+    if state.foreign:
+        _spanner(picture, int(state.cycle) * STEP_PX + way)
     _press(picture, float(state.press))
     _wheel(picture, float(state.motor_turns) / GEAR)
     _bar(picture, 128, float(state.motor_hz) / motor_hz - 0.5, (70, 150, 230))
@@ -88,6 +95,13 @@ def _part(picture: Picture, x: float, part: Part, struck: bool) -> None:
     cv2.polylines(picture, points, True, (30, 30, 34), 1, cv2.LINE_AA, shift=3)
     if struck:
         cv2.circle(picture, (round(x), PART_Y), 4, (30, 30, 34), -1, cv2.LINE_AA)
+
+
+def _spanner(picture: Picture, way_px: float) -> None:
+    """It goes round with the belt, and on its way back it is out of sight."""
+    x = round(way_px % (WIDTH + 40)) - 30
+    cv2.line(picture, (x, BELT_Y - 3), (x + 26, BELT_Y - 9), (38, 40, 44), 5, cv2.LINE_AA)
+    cv2.circle(picture, (x + 28, BELT_Y - 10), 6, (38, 40, 44), 3, cv2.LINE_AA)
 
 
 def _press(picture: Picture, press: float) -> None:

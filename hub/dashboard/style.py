@@ -44,7 +44,7 @@ EVENTS: dict[str, EventLook] = {
     "CLEARED_UNACK": EventLook("visibility", "warn", solid=False),
     "CLEARED_ACK": EventLook("done_all", "off", solid=False),
 }
-KINDS = {"anomaly": "monitor_heart", "sensor": "sensors_off"}
+KINDS = {"anomaly": "monitor_heart", "drift": "trending_down", "sensor": "sensors_off"}
 
 
 def colours(modalities: dict[str, str]) -> dict[str, str]:
