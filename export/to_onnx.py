@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import itertools
 import logging
 import warnings
 from collections.abc import Iterator
@@ -15,11 +14,11 @@ import onnx
 import torch
 from onnx import checker
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lineside import features
 from lineside.features import Prepare
 from trainer.encoders import Encoder, Head, unit
+from trainer.layers import fold
 
 OPSET = 20  # the newest that ONNX Runtime 1.18 (JetPack 6) and 1.23 (Python 3.10) both run
 MOST_WINDOWS = 1024
@@ -61,20 +60,6 @@ def to_onnx(encoder: Encoder, spec: Prepare) -> onnx.ModelProto:
     strip(model)
     checker.check_model(model, full_check=True)
     return model
-
-
-def fold(module: nn.Module) -> nn.Module:
-    """Fold each batch norm into the convolution before it, everywhere inside `module` (in evaluation mode)."""
-    for child in module.children():
-        fold(child)
-    if isinstance(module, nn.Sequential):
-        names = list(module._modules)
-        for before, after in itertools.pairwise(names):
-            convolution, norm = module[int(before)], module[int(after)]
-            if isinstance(convolution, (nn.Conv1d, nn.Conv2d)) and isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)):
-                module[int(before)] = fuse_conv_bn_eval(convolution, norm)
-                module[int(after)] = nn.Identity()
-    return module
 
 
 def plain(head: Head) -> nn.Linear:

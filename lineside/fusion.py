@@ -37,13 +37,19 @@ class Encoded(NamedTuple):
 
 @dataclass(frozen=True)
 class Judgement:
-    """What one moment means: see lineside.messages.Score for the fields."""
+    """What one moment means: see lineside.messages.Score for the fields.
+
+    `single` is the evidence of each sensor alone, `pair` that of each pair's agreement, keyed `sensor+sensor`; their
+    sum is `evidence`.
+    """
 
     evidence: float
     p_value: float
     contributions: dict[str, float]
     without: dict[str, float]
     agreements: dict[str, float]
+    single: dict[str, float]
+    pair: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,8 @@ class Normal:
             contributions=shapley.of_evidence(single, pair),
             without={m: self._p_without(m, single, pair) for m in single if members - {m} in self.fused},
             agreements={"+".join(p): cosine for p, cosine in cosines.items()},
+            single=single,
+            pair={"+".join(p): a for p, a in pair.items()},
         )
 
     def _p_without(self, gone: str, single: dict[str, float], pair: dict[tuple[str, str], float]) -> float:

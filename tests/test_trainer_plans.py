@@ -579,7 +579,7 @@ def test_terms_come_in_the_order_of_the_sensors():
     z = functional.normalize(torch.randn(6, DIM, generator=torch.Generator().manual_seed(0)), dim=1)
     everywhere = torch.ones(6, dtype=torch.bool)
     old = checkpoint.build({"camera": FeaturesPrepare(WIDTH, "ca" * 32)}, DIM, {}).eval()
-    built = guide.Guide(plan(distill=DistillSettings(weight=1.0)), old, ALONE)
+    built = guide.Guide(plan(distill=DistillSettings(weight=1.0)), old, old, ALONE)
     inputs = {name: ("camera", torch.randn(6, WIDTH), everywhere) for name in names}
     with torch.no_grad():
         terms = built.terms({name: Seen(z, everywhere) for name in names}, inputs, torch.arange(6), [])

@@ -6,6 +6,7 @@ The old encoders and the momentum teacher see the very windows that the student 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -13,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer import evaluate, teacher
+from trainer import evaluate, layers, teacher
 from trainer.data import Dataset
 from trainer.encoders import Encoders
 from trainer.losses import Seen
 from trainer.plan import DistillSettings, Plan
 from trainer.processes import World, share_norms
 from trainer.supervised import cross_relation_distillation, relation_distillation
-from trainer.teacher import Queue
+from trainer.teacher import Follower, Queue
 
 Inputs = dict[str, tuple[str, Tensor, Tensor]]  # by sensor: modality, changed windows (n, *shape), present (batch,)
 
@@ -29,17 +30,20 @@ Inputs = dict[str, tuple[str, Tensor, Tensor]]  # by sensor: modality, changed w
 class Guide:
     """`old` are the previous stage's encoders by modality, `momentum` those of the compatible teacher.
 
+    `quick` is `old` with its batch norms folded into convolutions, since it embeds every batch and never moves.
     `weights` is lambda by modality (trainer.ledger.adaptive_lambda); `cache` holds the old embeddings of all moments
     (moments, dim) by sensor.
     """
 
     plan: Plan
     old: Encoders
+    quick: Encoders
     world: World
     momentum: Encoders | None = None
     queues: dict[str, Queue] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
     cache: dict[str, Tensor] = field(default_factory=dict)
+    _followers: dict[str, Follower] = field(default_factory=dict)
 
     def follow(self, encoders: Encoders) -> None:
         """Move the momentum teacher by one step: called before it embeds."""
@@ -48,8 +52,10 @@ class Guide:
         settings = self.plan.teacher
         for name, encoder in encoders.items():
             known = self.old.get(name)
+            if name not in self._followers:
+                self._followers[name] = Follower(self.momentum[name], encoder, known)
             share = settings.momentum if known is not None else settings.first_momentum
-            teacher.follow(self.momentum[name], encoder, known, share, settings.pull)
+            self._followers[name].step(share, settings.pull)
 
     def terms(
         self, seen: Mapping[str, Seen], inputs: Inputs, ids: Tensor, pairs: Sequence[tuple[str, str]]
@@ -72,7 +78,7 @@ class Guide:
             return {}
         known = {sensor: each for sensor, each in inputs.items() if each[0] in self.old}
         if not self.plan.teacher.cached:
-            return embedded(self.old, known, self.plan, self.world)
+            return embedded(self.quick, known, self.plan, self.world)
         everywhere = {sensor: self.world.gather(present) for sensor, (_, _, present) in known.items()}
         return {sensor: Seen(self.cache[sensor][ids], present) for sensor, present in everywhere.items()}
 
@@ -142,8 +148,10 @@ def guide(
         return None
     # Copies of the student, which still is what it begins with: rotated heads have other parameters than plain ones.
     before = teacher.teacher_of(Encoders({name: encoders[name] for name in old or ()}))
+    quick = copy.deepcopy(before)
+    layers.fold(quick)
     share_norms(before, world)  # the same names as the student's
-    built = Guide(plan, before, world, weights=lambdas)
+    built = Guide(plan, before, quick, world, weights=lambdas)
     if plan.teacher.contrast:
         built.momentum = teacher.teacher_of(encoders)
         built.queues = {sensor: Queue(plan.teacher.queue, plan.dim) for sensor in dataset.views}

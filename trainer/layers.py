@@ -13,6 +13,7 @@ scope that a later stage may want: a layer whose old inputs were not all seen ca
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from trainer.certificate import root
 from trainer.plan import Moves
@@ -211,6 +213,20 @@ def _windows_at_once(layer: Layer, inputs: Tensor) -> int:
     if not isinstance(layer, nn.Linear):
         each = each * math.prod(layer.kernel_size) // math.prod(layer.stride)
     return max(1, MOST_VALUES // max(1, each))
+
+
+def fold(module: nn.Module) -> nn.Module:
+    """Fold each batch norm into the convolution before it, everywhere inside `module` (in evaluation mode)."""
+    for child in module.children():
+        fold(child)
+    if isinstance(module, nn.Sequential):
+        names = list(module._modules)
+        for before, after in itertools.pairwise(names):
+            convolution, norm = module[int(before)], module[int(after)]
+            if isinstance(convolution, (nn.Conv1d, nn.Conv2d)) and isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                module[int(before)] = fuse_conv_bn_eval(convolution, norm)
+                module[int(after)] = nn.Identity()
+    return module
 
 
 @dataclass(frozen=True)

@@ -125,20 +125,33 @@ def follow(teacher: nn.Module, student: nn.Module, old: nn.Module | None, moment
     >>> teacher.weight.item()
     1.25
     """
-    moving = [name for name, weight in student.named_parameters() if weight.requires_grad]
-    weights = _taken(dict(teacher.named_parameters()), moving)
-    to_old = 0.0 if old is None else (1 - momentum) * pull
-    to_student = 1 - momentum - to_old
-    with torch.no_grad():
-        if moving and old is not None and to_old:
-            # Two steps in place make the mixture of three: what the second leaves, m + to_old, the first divides.
-            torch._foreach_lerp_(weights, _taken(dict(old.named_parameters()), moving), to_old / (momentum + to_old))
-        if moving:
-            torch._foreach_lerp_(weights, _taken(dict(student.named_parameters()), moving), to_student)
+    Follower(teacher, student, old).step(momentum, pull)
+
+
+class Follower:
+    """`follow` for many steps: the tensors are looked up once, which costs as much as moving them."""
+
+    def __init__(self, teacher: nn.Module, student: nn.Module, old: nn.Module | None) -> None:
+        moving = [name for name, weight in student.named_parameters() if weight.requires_grad]
+        self._teacher = teacher
+        self._weights = _taken(dict(teacher.named_parameters()), moving)
+        self._student = _taken(dict(student.named_parameters()), moving)
+        self._old = None if old is None else _taken(dict(old.named_parameters()), moving)
         buffers = dict(student.named_buffers())
-        if buffers:
-            torch._foreach_copy_(_taken(dict(teacher.named_buffers()), buffers), list(buffers.values()))
-    teacher.eval()  # whoever called train() on all that it holds
+        self._buffers, self._held = list(buffers.values()), _taken(dict(teacher.named_buffers()), buffers)
+
+    @torch.no_grad()
+    def step(self, momentum: float, pull: float) -> None:
+        """Move the teacher by one step; see `follow`."""
+        to_old = 0.0 if self._old is None else (1 - momentum) * pull
+        if self._weights and self._old is not None and to_old:
+            # Two steps in place make the mixture of three: what the second leaves, m + to_old, the first divides.
+            torch._foreach_lerp_(self._weights, self._old, to_old / (momentum + to_old))
+        if self._weights:
+            torch._foreach_lerp_(self._weights, self._student, 1 - momentum - to_old)
+        if self._buffers:
+            torch._foreach_copy_(self._held, self._buffers)
+        self._teacher.eval()  # whoever called train() on all that it holds
 
 
 def _taken(tensors: Mapping[str, Tensor], names: Iterable[str]) -> list[Tensor]:
