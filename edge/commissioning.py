@@ -19,6 +19,7 @@ from edge.config import DeviceConfig
 from edge.encoder import Encoder
 from edge.ensemble import Ensemble
 from edge.monitor import Watch
+from edge.triage import Scene, scene
 from lineside.clock import NS
 from lineside.errors import LinesideError, RecordingError
 from lineside.files import write_atomic
@@ -26,6 +27,7 @@ from lineside.fusion import MIN_MOMENTS, Encoded, Normal
 from lineside.projections import Space
 
 BATCH = 64
+SCENE_WINDOWS = 512
 
 
 @dataclass
@@ -80,7 +82,16 @@ class Commissioning:
             learn_hours=config.alarm.learn_hours,
             false_alarm_days=config.alarm.days_each,
         )
-        return Ensemble(encoders, normal, watch, self.start_ns[-1])
+        return Ensemble(encoders, normal, watch, self.start_ns[-1], self._scenes(encoders))
+
+    def _scenes(self, encoders: Mapping[str, Encoder]) -> dict[str, Scene]:
+        """The background of each sensor that has one."""
+        found = {}
+        for sensor, modality in self.modalities.items():
+            windows = [moment[sensor] for moment in self.moments if sensor in moment]
+            if modality in encoders and windows:
+                found[sensor] = scene(encoders[modality].spec, np.stack(windows[-SCENE_WINDOWS:]))
+        return {sensor: known for sensor, known in found.items() if known is not None}
 
     def _encode(self, sensor: str, encoder: Encoder) -> Encoded:
         """One row a moment, NaN where the sensor is missing."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge.encoder import Encoder
 from edge.monitor import Watch
+from edge.triage import Scene
 from lineside.errors import ReleaseError
 from lineside.fusion import Encoded, Judgement, Normal
 from lineside.release import accept, self_test
@@ -20,13 +21,15 @@ from lineside.windows import Window
 class Ensemble:
     """Encoders by modality; `normal` and `watch` are None until commissioning is done, `commissioned_ns` is 0.
 
-    `commissioned_ns` is when the last moment of commissioning began, and so tells one normal running from another.
+    `commissioned_ns` is when the last moment of commissioning began, and so tells one normal running from another;
+    `scenes` are the sensors' backgrounds in it.
     """
 
     encoders: Mapping[str, Encoder]
     normal: Normal | None = None
     watch: Watch | None = None
     commissioned_ns: int = 0
+    scenes: Mapping[str, Scene] = field(default_factory=dict)
 
     @property
     def versions(self) -> dict[str, str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -14,12 +15,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import evidence
+from edge import evidence, triage
 from edge.alarm import Alarms
 from edge.commissioning import Commissioning
 from edge.config import DeviceConfig
 from edge.ensemble import Ensemble
 from edge.monitor import Drift, Monitor
+from edge.triage import Seen
 from lineside import wire
 from lineside.clock import NS
 from lineside.fusion import Encoded, Judgement
@@ -50,7 +52,8 @@ class Pipeline:
     """One station of one device.
 
     `ensemble` and `commissioning` may be replaced by another thread: each is read once a moment, so that no moment
-    mixes two of them. While `commissioning` is set, good moments go there.
+    mixes two of them. While `commissioning` is set, good moments go there. `recent` are the moments that the next
+    alarm will be blamed by.
     """
 
     def __init__(self, config: DeviceConfig) -> None:
@@ -67,6 +70,7 @@ class Pipeline:
         self.commissioning: Commissioning | None = None
         self.counters = Counters()
         self._commissioned_ns = 0
+        self.recent: deque[Seen] = deque(maxlen=config.alarm.of)
         self._monitor: Monitor | None = None
         self._recalled: dict[str, NDArray[np.generic]] = {}
 
@@ -146,13 +150,25 @@ class Pipeline:
                 absent = {
                     n: ", ".join(p) or "not commissioned" for n, p in bad.items() if n not in judgement.contributions
                 }
+                self.recent.append(Seen(judgement.single, judgement.pair, good))
                 drift = self._slow(judgement, encoded, moment.start_ns)
                 score = self._score(moment, judgement, absent, ensemble)
                 self.counters.scores += 1
                 out.append(score)
                 alarms += self._alarms.hear_score(score)
                 alarms += self._alarms.hear_drift(drift, score) if drift else []
-        return out + [self._with_evidence(alarm, moment) for alarm in alarms]
+        return out + [self._with_evidence(self._with_cause(alarm, ensemble), moment) for alarm in alarms]
+
+    def _with_cause(self, alarm: Alarm, ensemble: Ensemble | None) -> Alarm:
+        """Who is to blame, for an alarm that is raised: what is flagged is the sensor itself."""
+        if alarm.state != "raised" or ensemble is None:
+            return alarm
+        if alarm.kind == "sensor":
+            return msgspec.structs.replace(alarm, cause="sensor")
+        verdict = triage.decide(self.recent, ensemble.scenes)
+        blamed = {"sensor": f"{verdict.sensor} itself", "process": "the process"}.get(verdict.cause, "undecided")
+        told = f"{alarm.text} (cause: {blamed}; {verdict.why})"
+        return msgspec.structs.replace(alarm, cause=verdict.cause, text=told)
 
     def _watched(self, ensemble: Ensemble, end_ns: int) -> list[Alarm]:
         """Watch what there is to watch now; normal running that was learned anew clears the drift from the old one."""

@@ -65,6 +65,7 @@ class Score(Message, frozen=True):
 
 AlarmKind = Literal["anomaly", "drift", "sensor"]
 AlarmState = Literal["raised", "cleared"]
+AlarmCause = Literal["", "sensor", "process", "undecided"]
 
 
 class Alarm(Message, frozen=True):
@@ -72,7 +73,8 @@ class Alarm(Message, frozen=True):
 
     `subject` is the station for an anomaly, the sensor for a sensor alarm, a sensor or a pair `a+b` for drift;
     `top_sensor` and `top_modality` name the largest contribution; `limits` are the thresholds in force; `pictures` are
-    small JPEGs by sensor, sent only when the device may send evidence.
+    small JPEGs by sensor, sent only when the device may send evidence; `cause` says of a raised alarm whether a sensor
+    or the process that it watches is at fault (edge.triage).
     """
 
     station: str
@@ -91,6 +93,7 @@ class Alarm(Message, frozen=True):
     limits: dict[str, float]
     text: str
     pictures: dict[str, bytes] = {}
+    cause: AlarmCause = ""
 
 
 class SensorHealth(msgspec.Struct, frozen=True, kw_only=True):

@@ -76,6 +76,8 @@ def _what(event: Event) -> None:
             ui.icon(style.KINDS[alarm.kind]).classes("text-xl")
             ui.label(f"{alarm.station} · {alarm.kind}").classes("font-bold text-base")
             modality(alarm.top_modality, f"{alarm.top_sensor} ({alarm.top_modality})")
+            if alarm.cause:
+                ui.label(style.CAUSES[alarm.cause]).classes("font-bold")
         ui.label(alarm.text).classes("l-soft")
 
 

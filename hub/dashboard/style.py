@@ -44,6 +44,7 @@ EVENTS: dict[str, EventLook] = {
     "CLEARED_UNACK": EventLook("visibility", "warn", solid=False),
     "CLEARED_ACK": EventLook("done_all", "off", solid=False),
 }
+CAUSES = {"sensor": "sensor at fault", "process": "process at fault", "undecided": "cause undecided"}
 KINDS = {"anomaly": "monitor_heart", "drift": "trending_down", "sensor": "sensors_off"}
 
 
