@@ -116,6 +116,23 @@ def rollback(
 
 
 @app.command()
+def commission(
+    config_file: Plant = PLANT, device: Devices = None, wait_s: Wait = 30.0, as_json: AsJson = False
+) -> None:
+    """Let devices learn normal running anew, from the next minutes: the line must be well meanwhile.
+
+    They judge by what they know until they have learned; drift that stood raised is cleared then.
+
+    Example: lineside deploy commission --config plant/plant.toml --device edge-1
+    """
+    plant, _ = _open(config_file)
+    with _operator(plant, config_file) as operator:
+        outcomes = operator.ask(_chosen(plant, device), "commission", {}, wait_s)
+    _tell({"devices": outcomes}, as_json, _lines(outcomes, "commissioning"))
+    check(outcomes, "commission", "see `lineside deploy devices`, then ask again")
+
+
+@app.command()
 def devices(config_file: Plant = PLANT, as_json: AsJson = False) -> None:
     """Each device of the line, as it tells of itself.
 

@@ -114,7 +114,7 @@ class Pipeline:
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
                 kept = {name: file[name] for name in file.files}
             latched = msgspec.json.decode(kept.pop("latched").tobytes(), type=Latched)
-        except (OSError, KeyError, EOFError, zipfile.BadZipFile, msgspec.DecodeError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, msgspec.DecodeError) as error:
             raise ValueError(f"what the monitor had gathered cannot be read ({error})") from error
         self._recalled, self._commissioned_ns = kept, latched.commissioned_ns
         self._alarms.drift = replace(self._alarms.drift, active=latched.alarms)

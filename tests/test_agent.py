@@ -182,3 +182,11 @@ def test_a_state_folder_that_cannot_be_written_is_told_and_commands_are_still_ex
     assert outcome.status == "failed"
     assert "declined.json" in outcome.reason
     assert line.ask("edge-2", "dance").status == "failed"
+
+
+def test_a_device_commissions_again_on_command_and_judges_on_meanwhile(line: Line) -> None:
+    assert line.ask("edge-1", "commission").status == "successful"
+    assert wait(lambda: line.health("edge-1").state == "commissioning")
+    before = len(line.store.scores("edge-1"))
+    assert wait(lambda: len(line.store.scores("edge-1")) > before + 4)
+    assert line.health("edge-1").problems == []

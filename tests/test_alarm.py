@@ -4,9 +4,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge.alarm import AnomalyAlarm, SensorAlarm
+from edge.alarm import AnomalyAlarm, DriftAlarm, SensorAlarm
 from edge.config import AlarmSettings
+from edge.monitor import Drift
 from lineside.clock import NS
+from lineside.drift import Finding
 from lineside.messages import Score
 from lineside.sequential import e_value, shiryaev_roberts
 
@@ -145,3 +147,29 @@ def test_a_muted_microphone_is_named_with_its_mend_and_comes_back():
     assert "muted or unplugged" in raised.text
     assert (back, cleared.state, cleared.key) == (7, "cleared", raised.key)
     assert raised.onset_ns == 3
+
+
+def drift(kind="embedding", subject="cam0", effect=1.2):
+    return Drift(kind, subject, Finding("c", 7 * NS, effect))
+
+
+def test_drift_stays_raised_until_normal_is_learned_anew():
+    state = DriftAlarm(AlarmSettings())
+    state, raised = state.hear(drift(), score(0, 0.5))
+    assert (raised.kind, raised.state, raised.subject, raised.top_sensor) == ("drift", "raised", "cam0", "cam0")
+    assert (raised.onset_ns, raised.limits) == (7 * NS, {"false_alarm_days": 30.0})
+    assert "by 1.2 standard deviations, since about 1970-01-01 00:00:07 UTC" in raised.text
+    state, again = state.hear(drift(effect=3.0), score(1, 0.5))
+    assert again is None
+    state, other = state.hear(drift("agreement", "cam0+mic0", -1.0), score(2, 0.5))
+    assert other.subject == "cam0+mic0"
+    assert "belong together less than they used to" in other.text
+    state, cleared = state.commissioned(9 * NS)
+    assert [(alarm.key, alarm.state) for alarm in cleared] == [(raised.key, "cleared"), (other.key, "cleared")]
+    assert state.hear(drift(), score(3, 0.5))[1] is not None
+
+
+@pytest.mark.parametrize(("effect", "told"), [(2.0, "says more"), (-2.0, "says less"), (0.0, "says less steadily")])
+def test_drift_of_a_contribution_says_which_way(effect, told):
+    _, alarm = DriftAlarm(AlarmSettings()).hear(drift("contribution", "mic0", effect), score(0, 0.5))
+    assert told in alarm.text

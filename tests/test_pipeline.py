@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edge.commissioning import Commissioning
-from edge.config import DeviceConfig, DeviceSettings, SensorSettings
+from edge.config import AlarmSettings, DeviceConfig, DeviceSettings, SensorSettings
 from edge.encoder import Encoder
 from edge.ensemble import Ensemble
 from edge.faults import Injector
@@ -188,3 +188,38 @@ def test_a_recorded_shift_gives_the_scores_it_gave_before(ensemble, recording, r
     assert [row["start_ns"] for row in got] == [row["start_ns"] for row in wanted]
     for name in ("evidence", "p_value"):
         assert [row[name] for row in got] == pytest.approx([row[name] for row in wanted], rel=0.02, abs=0.02)
+
+
+@pytest.mark.slow
+def test_slow_change_is_an_alarm_that_stands_over_a_restart_until_commissioned_again(encoders, learned):
+    """Seven minutes of the line: what is ordinary is learned in five, then the lens is dirty."""
+    alarm = AlarmSettings(p_limit=1e-11, p_clear=1e-10, false_alarm_days=0.02, learn_hours=1 / 12)
+    config = DeviceConfig(device=CONFIG.device, sensors=SENSORS, alarm=alarm)
+    pipeline, injector = Pipeline(config), Injector()
+    pipeline.ensemble = ensemble = learned.ensemble(encoders, config)
+    begin, raised = START_NS + 2_000 * NS, []
+    for samples in simulated(config, Path(), begin, 600.0):
+        if samples.start_ns >= begin + 400 * NS and not injector.running():
+            injector.start("dirty_lens", begin + 9_000 * NS)
+        raised += [(m, samples.start_ns) for m in pipeline.push(injector.apply(samples)) if isinstance(m, Alarm)]
+        if any(m.kind == "drift" for m, _ in raised):
+            break
+    assert pipeline.monitor.told.endswith("channels are watched")
+    [(drift, at)] = [(m, at) for m, at in raised if m.kind == "drift"]
+    assert at >= begin + 400 * NS
+    assert (drift.state, drift.top_sensor) == ("raised", "cam0")
+    assert begin + 380 * NS < drift.onset_ns <= at
+    assert drift.cause in ("sensor", "undecided")
+
+    again = Pipeline(config)
+    again.recall(pipeline.remember())
+    again.ensemble = ensemble
+    later = [s for s in simulated(config, Path(), begin + 700 * NS, 10.0)]
+    heard = [m for s in later for m in again.push(injector.apply(s)) if isinstance(m, Alarm)]
+    assert [m for m in heard if m.kind == "drift"] == []  # it stands already
+    again.ensemble = replace(ensemble, commissioned_ns=ensemble.commissioned_ns + NS)
+    later = [s for s in simulated(config, Path(), begin + 710 * NS, 3.0)]
+    cleared = [m for s in later for m in again.push(s) if isinstance(m, Alarm) and m.kind == "drift"]
+    assert [(m.state, m.key) for m in cleared] == [("cleared", drift.key)]
+    with pytest.raises(ValueError, match="cannot be read"):
+        again.recall(b"no such file")
