@@ -20,6 +20,7 @@ from lineside.features import CameraPrepare, MicrophonePrepare, Prepare
 from lineside.messages import AlarmCause
 
 STRANGE = 2.0  # nats of evidence, in the median over the moments: one window in seven of normal running has as much
+FAINT = 2.0  # a sensor with so many times less evidence than another may be unlike normal by chance
 MAD = 1.4826  # of a normal law, to its standard deviation
 EDGE = 8  # the picture's outer eighth on each side
 GREY, MOST = 6.0, 0.99  # a change in standard deviations that is no still pixel's; what it keeps to, of its time
@@ -116,24 +117,21 @@ class Verdict:
 
 def decide(moments: Sequence[Seen], scenes: Mapping[str, Scene]) -> Verdict:
     """The cause of what these moments have in common (n >= 1)."""
-    strange = [name for name in _names(moments) if _usual(moments, name) >= STRANGE]
+    strength = {name: _usual(moments, name) for name in _names(moments)}
+    strange = [name for name, evidence in strength.items() if evidence >= STRANGE]
     if not strange:
         return Verdict("undecided", "", "no sensor alone is unlike normal")
     altered = [name for name in strange if name in scenes and _altered(moments, name, scenes[name])]
-    if len(strange) > 1 and not altered:
-        return Verdict(
-            "process", "", f"{' and '.join(strange)} are unlike normal at once, their backgrounds as they were"
-        )
-    if len(strange) > 1:
-        return Verdict(
-            "undecided", "", f"{' and '.join(strange)} are unlike normal, {altered[0]} in its background too"
-        )
-    (alone,) = strange
-    if altered:
-        return Verdict("sensor", alone, f"{alone} alone is unlike normal, and so is its background")
-    if alone in scenes:
-        return Verdict("process", "", f"{alone} alone is unlike normal, but its background is as it was")
-    return by_agreement(moments, alone)
+    most = max(strange, key=lambda name: strength[name])
+    rivals = [name for name in strange if name != most and strength[name] > strength[most] / FAINT]
+    told = " and ".join(strange)
+    if rivals and altered:
+        return Verdict("undecided", "", f"{told} are unlike normal at once, {altered[0]} in its background too")
+    if most in altered:
+        return Verdict("sensor", most, f"{most} is far more unlike normal than the rest, and so is its background")
+    if len(strange) > 1 or most in scenes:
+        return Verdict("process", "", f"unlike normal: {told}; the background of {most} is as it was")
+    return by_agreement(moments, most)
 
 
 def by_agreement(moments: Sequence[Seen], alone: str) -> Verdict:

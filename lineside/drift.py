@@ -29,6 +29,7 @@ SHIFTS, SHIFT_WEIGHTS = (0.25, 0.5, 1.0, 2.0), (0.10, 0.20, 0.08, 0.03)  # of ea
 SCALES, SCALE_WEIGHT = (0.5, 1.6, 2.5), 0.06
 CAP = 6.0  # of a bet: no single window, be it ever so strange, is an alarm; that is for the rule that counts windows
 SLACK = 3.0
+LEVEL_ERRORS = 2.0  # standard errors of a level that moves
 KNOTS, FARTHEST = 129, 4.0  # of the map from residuals to normal scores
 LONGEST_MEMORY = 8
 LEAST, LEAST_STRATUM = 300, 100  # windows of a reference, as good as independent ones; and of each stratum
@@ -276,7 +277,8 @@ def _learn(values: Floats, start_ns: NDArray[np.int64], hop_ns: int, state: NDAr
     memory = _memory(deviation, follows)
     residual = deviation - recalled(memory, _lagged(deviation, follows, LONGEST_MEMORY))
     residual = residual[np.isfinite(residual)]
-    worth = independent(len(residual), float(memory.sum()))
+    kept = float(memory.sum())
+    worth = independent(len(residual), kept)
     if worth < LEAST:
         told = (
             f"its {len(residual)} windows follow each other so closely that they are worth {worth:.0f} independent ones"
@@ -284,8 +286,12 @@ def _learn(values: Floats, start_ns: NDArray[np.int64], hop_ns: int, state: NDAr
         return f"{told}, at least {LEAST} are needed: learn {LEAST / worth:.1f} times as long"
     knots, levels = _knots(residual)
     share = np.array([np.mean(state[good] == s) for s in range(len(mean))])
-    means = np.stack([_bet_means(np.interp(residual, knots, levels), worth * part) for part in share])
-    return _Channel(mean, scale, daily, memory, knots, levels, means, float(np.std(residual)))
+    moving = 2 * HARMONICS * bool(daily.any()) / worth + (share < 1) / np.maximum(worth * share, 1e-9)
+    unsure = LEVEL_ERRORS * np.sqrt(moving) * (1 - min(1.0, max(0.0, kept)))
+    means = [
+        _bet_means(residual, knots, levels, worth * part, error) for part, error in zip(share, unsure, strict=True)
+    ]
+    return _Channel(mean, scale, daily, memory, knots, levels, np.stack(means), float(np.std(residual)))
 
 
 def independent(count: int, memory: float) -> float:
@@ -301,14 +307,24 @@ def _levels(
     strata = int(state.max()) + 1
     known = [s for s in range(strata) if (good & (state == s)).sum() >= LEAST_STRATUM]
     rows = good & np.isin(state, known)
-    columns = [(state[rows] == s).astype(float) for s in known]
+    y, kinds = values[rows], np.stack([state[rows] == s for s in known], axis=1).astype(float)
+    levels, off = _fitted(kinds, y)
+    daily = np.zeros(2 * HARMONICS)
     if start_ns[-1] - start_ns[0] >= WHOLE_DAY * DAY_NS:
-        columns += list(_of_day(start_ns[rows]).T)
-    solved = np.linalg.lstsq(np.stack(columns, axis=1), values[rows], rcond=None)[0]
-    mean, daily = np.full(strata, np.nan), np.zeros(2 * HARMONICS)
-    mean[known] = solved[: len(known)]
-    daily[: len(solved) - len(known)] = solved[len(known) :]
+        both, left = _fitted(np.hstack([kinds, _of_day(start_ns[rows])]), y)
+        count = independent(len(y), float(np.corrcoef(left[1:], left[:-1])[0, 1]))
+        gain = count * math.log(float(off @ off) / max(float(left @ left), 1e-300))
+        if gain > 2 * HARMONICS * math.log(max(2.0, count)):  # BIC, of independent windows
+            levels, daily = both[: len(known)], both[len(known) :]
+    mean = np.full(strata, np.nan)
+    mean[known] = levels
     return mean, daily
+
+
+def _fitted(columns: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """Coefficients of least squares, and what they leave of `y`."""
+    found = np.asarray(np.linalg.lstsq(columns, y, rcond=None)[0], np.float64)
+    return found, y - columns @ found
 
 
 def _spread(off: Floats) -> float:
@@ -358,12 +374,20 @@ def _knots(residual: Floats) -> tuple[Floats, Floats]:
     return knots, shared[place]
 
 
-def _bet_means(z: Floats, worth: float) -> Floats:
-    """ln of what each bet is divided by: its mean over the reference and SLACK standard errors of it."""
+def _bet_means(residual: Floats, knots: Floats, levels: Floats, worth: float, unsure: float) -> Floats:
+    """ln of what each bet is divided by: its mean over the reference and SLACK standard errors of it.
+
+    Where levels move (by the day, between strata) they are known with an error, which lasts for hours and would be
+    taken for drift: the mean is the largest that any level within `unsure` of the fitted one gives.
+    """
     if worth < 1:
         return np.full(len(BET_WEIGHTS), np.nan)
-    bets = np.exp(log_bets(z))
-    return np.asarray(np.log(bets.mean(axis=0) + SLACK * bets.std(axis=0) / math.sqrt(worth)))
+    bets = [
+        np.exp(log_bets(np.interp(residual + error, knots, levels)))
+        for error in ((0.0, -unsure, unsure) if unsure else (0.0,))
+    ]
+    means = np.max([each.mean(axis=0) for each in bets], axis=0)
+    return np.asarray(np.log(means + SLACK * bets[0].std(axis=0) / math.sqrt(worth)))
 
 
 def _columns(rows: Sequence[Floats], height: int) -> Floats:

@@ -99,7 +99,7 @@ def test_scores_arrive_and_health_says_watching(line: Line) -> None:
     assert set(score.contributions) == {"cam0", "mic0"}
     assert score.versions == {"camera": "1", "microphone": "1"}
     assert health.problems == []
-    assert health.drift.startswith("what is ordinary is being learned, 0.0 of 24 h")
+    assert wait(lambda: line.health("edge-1").drift.startswith("what is ordinary is being learned, 0.0 of 24 h"))
     assert {modality: encoder.version for modality, encoder in health.encoders.items()} == score.versions
     assert line.store.gaps("edge-1") == {}
     assert line.ingest.presence["edge-1"].word == "online"

@@ -42,10 +42,12 @@ def moments(cam=LOW, mic=LOW, pair=LOW, count=6):
 @pytest.mark.parametrize(
     ("seen", "changed", "cause", "sensor", "why"),
     [
-        (moments(HIGH, HIGH), {}, "process", "", "at once, their backgrounds as they were"),
-        (moments(HIGH, HIGH), {"cam0": 0.9}, "undecided", "", "cam0 in its background too"),
+        (moments(HIGH, HIGH), {}, "process", "", "unlike normal: cam0 and mic0; the background of cam0 is as it was"),
+        (moments(HIGH, HIGH), {"cam0": 0.9}, "undecided", "", "at once, cam0 in its background too"),
         (moments(HIGH), {"cam0": 0.9}, "sensor", "cam0", "so is its background"),
-        (moments(HIGH), {"cam0": 0.1}, "process", "", "its background is as it was"),
+        (moments(HIGH, STRANGE), {"cam0": 0.9}, "sensor", "cam0", "far more unlike normal than the rest"),
+        (moments(HIGH, STRANGE), {"mic0": 0.9}, "process", "", "the background of cam0 is as it was"),
+        (moments(HIGH), {"cam0": 0.1}, "process", "", "the background of cam0 is as it was"),
         (moments(mic=HIGH), {"mic0": 0.9, "cam0": 0.9}, "sensor", "mic0", "so is its background"),
         (moments(mic=HIGH, pair=HIGH), None, "sensor", "mic0", "no longer agrees"),
         (moments(mic=HIGH), None, "process", "", "agrees with the others as it did"),
