@@ -219,6 +219,7 @@ def test_the_rate_of_alarms_exceeds_its_bound_as_seldom_as_said():
     assert np.mean(rate) <= 0.02 * 1.03
 
 
+@pytest.mark.slow
 def test_realised_false_alarms_of_20_000_normals_are_as_many_as_told():
     rows = {(row.method, row.target): row for row in bench.measure("normal", 20_000, repetitions=100)}
     assert rows["p_value", 1e-3].mean <= 1.05

@@ -223,6 +223,7 @@ def test_a_restart_forgets_nothing():
 # Rhythm
 
 
+@pytest.mark.slow
 def test_the_course_of_the_day_and_the_product_are_ordinary():
     rng = np.random.default_rng(13)
     seconds = np.arange(DAY_S + 20_000)
@@ -251,6 +252,7 @@ def test_a_state_never_seen_is_no_evidence():
 # The promise
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", ["normal", "t(3)", "lognormal", "AR 0.5"])
 def test_false_alarms_are_further_apart_than_the_budget(law):
     """At a small budget, where there are enough to count: 30 000 windows at 1 alarm in 1000."""

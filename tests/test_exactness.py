@@ -4,6 +4,8 @@ import pytest
 
 from trainer.exactness import STEPS, WAYS, measure_exactness
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def found():

@@ -143,6 +143,7 @@ def test_gauges_climb_from_nothing_to_an_alarm(learned, normal):
     assert max(learned.gauges.values()) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [700, LEARNED + 30])
 def test_a_restart_forgets_nothing(watch, normal, stop):
     """While it learns, and while it watches."""
