@@ -27,7 +27,7 @@ from lineside.fusion import MIN_MOMENTS, Encoded, Normal
 from lineside.projections import Space
 
 BATCH = 64
-SCENE_WINDOWS = 512
+SCENE_WINDOWS = 128  # spread over all; medians of pictures take their time
 
 
 @dataclass
@@ -90,7 +90,8 @@ class Commissioning:
         for sensor, modality in self.modalities.items():
             windows = [moment[sensor] for moment in self.moments if sensor in moment]
             if modality in encoders and windows:
-                found[sensor] = scene(encoders[modality].spec, np.stack(windows[-SCENE_WINDOWS:]))
+                chosen = windows[:: -(-len(windows) // SCENE_WINDOWS)]
+                found[sensor] = scene(encoders[modality].spec, np.stack(chosen))
         return {sensor: known for sensor, known in found.items() if known is not None}
 
     def _encode(self, sensor: str, encoder: Encoder) -> Encoded:

@@ -24,6 +24,8 @@ from trainer.evaluate import embed
 from trainer.plan import DefectSettings, GateSettings
 from trainer.stage import run_stage
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -254,6 +254,7 @@ OPTIONS = {
 ALWAYS = {"stage.json", *checkpoint.ALWAYS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option_learns_three_stages_that_come_back_from_disk_as_they_were(tmp_path, name):
     """And nothing of a parent changes, on disk or in memory; a chain from disk goes to the same bits (T14)."""
@@ -297,6 +298,7 @@ STOPPED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STOPPED)
 def test_a_later_stage_stopped_anywhere_goes_on_to_the_same_bits(tmp_path, name):
     """T14 and C10: after one step, within an epoch, at its end, one step before the last; a parent from disk each."""

@@ -21,6 +21,8 @@ from trainer.evaluate import embed, measure, spread
 from trainer.plan import DefectSettings, GateSettings, RecordingPart
 from trainer.stage import drifts, run_stage
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
