@@ -240,6 +240,18 @@ def test_the_course_of_the_day_and_the_product_are_ordinary():
     assert 10_000 < at < 10_100
 
 
+def test_a_course_of_the_day_is_learned_only_where_there_is_one():
+    """One that is fitted to chance lasts for hours, and would be told as drift the next day."""
+    rng, seconds = np.random.default_rng(18), np.arange(DAY_S)
+    assert not reference(rng.lognormal(size=DAY_S)).daily.any()
+    assert not reference(ar(0.9, DAY_S, rng)).daily.any()
+    day = 0.3 * np.sin(2 * np.pi * seconds / DAY_S)
+    found = reference(rng.normal(size=DAY_S) + day)
+    assert found.daily[0, 0] == pytest.approx(0.3, abs=0.02)
+    sure = reference(rng.normal(size=DAY_S))
+    assert (found.log_mean[0, 0, :8] > sure.log_mean[0, 0, :8] + 1e-3).all()  # what is known with an error wins less
+
+
 def test_a_state_never_seen_is_no_evidence():
     rng = np.random.default_rng(14)
     strata = np.zeros(5_000, np.int64)
