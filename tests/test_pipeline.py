@@ -190,6 +190,20 @@ def test_a_recorded_shift_gives_the_scores_it_gave_before(ensemble, recording, r
         assert [row[name] for row in got] == pytest.approx([row[name] for row in wanted], rel=0.02, abs=0.02)
 
 
+@pytest.mark.parametrize(("fault", "left_out"), [("", 0), ("bearing_noise", 10)])
+def test_what_an_anomaly_alarm_tells_of_is_neither_learned_nor_watched_as_drift(ensemble, fault, left_out):
+    pipeline, injector, begin, heard = Pipeline(CONFIG), Injector(), START_NS + 1000 * NS, []
+    pipeline.ensemble = ensemble
+    for samples in simulated(CONFIG, Path(), begin, 25.0):
+        if fault and samples.start_ns >= begin + 5 * NS:
+            injector.start(fault, begin + 60 * NS)
+        heard += pipeline.push(injector.apply(samples))
+    scores = [message for message in heard if isinstance(message, Score)]
+    learned_from = int(pipeline.monitor.state()["heard"])
+    assert any(isinstance(message, Alarm) for message in heard) == bool(fault)
+    assert (len(scores) - learned_from >= left_out) if fault else (learned_from == len(scores))
+
+
 @pytest.mark.slow
 def test_slow_change_is_an_alarm_that_stands_over_a_restart_until_commissioned_again(encoders, learned):
     """Seven minutes of the line: what is ordinary is learned in five, then the lens is dirty."""
