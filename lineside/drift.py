@@ -192,14 +192,8 @@ class Detector:
         self.reset()
         return finding
 
-    @property
-    def gauge(self) -> float:
-        """Evidence from 0 (none) to 1 (an alarm): the logarithm of the sum over that of the budget."""
-        total = float((self._sums * self._shares).sum())
-        return min(1.0, math.log1p(total) / math.log1p(self.run_length))
-
     def gauges(self) -> dict[str, float]:
-        """The same of each channel alone, as its share of the budget sees it."""
+        """Evidence of each channel, 0 (none) to 1 (an alarm by itself): ln of its part of the sum over the budget's."""
         total = (self._sums * self._shares).sum(axis=1)
         found = np.minimum(1.0, np.log1p(total) / math.log1p(self.run_length))
         return dict(zip(self.reference.names, found.tolist(), strict=True))

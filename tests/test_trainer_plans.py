@@ -477,48 +477,41 @@ def test_the_weight_of_distillation_is_the_one_in_the_ledger(tmp_path):
     assert set(first[1e6][0].values()) == {10.0}  # the cap
 
 
-def test_distillation_keeps_relations(tmp_path):
-    parent, data = learn(tmp_path / "one", scene(), epochs=8), scene(1)
-    before, lost = relations(embedded(parent, data, "mic0")), {}
-    for weight in (0.0, 20.0):
-        child = learn(
-            tmp_path / str(weight),
-            data,
-            parent,
-            distill=DistillSettings(weight=weight, temperature=0.07, teacher_temperature=0.07),
-            protection=rule("none"),
-            epochs=8,
-            learning_rate=1e-2,
-        )
-        now = relations(embedded(child, data, "mic0"))
-        lost[weight] = float(functional.kl_div(now, before, reduction="batchmean", log_target=True))
-    assert lost[20.0] < lost[0.0] / 3
-
-
-def test_distillation_across_keeps_relations_between_sensors(tmp_path):
-    parent, data = learn(tmp_path / "one", scene(), epochs=8), scene(1)
-    before, lost = across(parent, data), {}
-    for weight in (0.0, 20.0):
-        child = learn(
-            tmp_path / str(weight),
-            data,
-            parent,
-            distill=DistillSettings(across=weight, temperature=0.07, teacher_temperature=0.07),
-            protection=rule("none"),
-            epochs=8,
-            learning_rate=1e-2,
-        )
-        now = across(child, data)
-        lost[weight] = float(functional.kl_div(now, before, reduction="batchmean", log_target=True))
-        told = {name for terms in log(tmp_path / str(weight)) for name in terms if name.startswith("across:")}
-        assert told == ({"across:cam0+mic0", "across:cam0+pump0", "across:mic0+pump0"} if weight else set())
-    assert lost[20.0] < lost[0.0] / 2
+def within(known, data):
+    """Relations of the sound's windows to each other."""
+    return relations(embedded(known, data, "mic0"))
 
 
 def across(known, data):
     """Log share of each sound's window among all of a camera's windows."""
     z, y = (torch.from_numpy(embedded(known, data, sensor)) for sensor in ("mic0", "cam0"))
     return functional.log_softmax(z @ y.T / 0.07, dim=1)
+
+
+@pytest.mark.parametrize(
+    ("setting", "kept", "least", "told"),
+    [
+        ("weight", within, 3, {"distill:cam0", "distill:mic0", "distill:pump0"}),
+        ("across", across, 2, {"across:cam0+mic0", "across:cam0+pump0", "across:mic0+pump0"}),
+    ],
+)
+def test_distillation_keeps_relations_within_and_across_sensors(tmp_path, setting, kept, least, told):
+    parent, data = learn(tmp_path / "one", scene(), epochs=8), scene(1)
+    before, lost = kept(parent, data), {}
+    for weight in (0.0, 20.0):
+        child = learn(
+            tmp_path / str(weight),
+            data,
+            parent,
+            distill=DistillSettings(**{setting: weight}, temperature=0.07, teacher_temperature=0.07),
+            protection=rule("none"),
+            epochs=8,
+            learning_rate=1e-2,
+        )
+        lost[weight] = float(functional.kl_div(kept(child, data), before, reduction="batchmean", log_target=True))
+        names = {name for terms in log(tmp_path / str(weight)) for name in terms}
+        assert {name for name in names if name.startswith(("distill:", "across:"))} == (told if weight else set())
+    assert lost[20.0] < lost[0.0] / least
 
 
 def test_across_and_within_a_sensor_each_modality_has_its_own_lambda():

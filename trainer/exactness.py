@@ -16,9 +16,9 @@ from trainer.certificate import embedding_drift, similarity_drift
 from trainer.losses import info_nce
 from trainer.projection import Moments, homogeneous, nothing_seen, products, protect, rotate
 from trainer.published import project, projector
+from trainer.rules import PUBLISHED_THRESHOLD
 
 OLD, NEW, FEATURES, DIM, RANK, STEPS, RATE, DECAY = 400, 64, 48, 24, 12, 300, 1e-2, 1e-2
-PUBLISHED_THRESHOLD = 0.01  # absolute, of the reference
 PAIR = ("a", "b")
 NO_DRIFT = 1e-6  # relative; float32 rounds at a tenth of it
 
