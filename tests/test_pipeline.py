@@ -190,6 +190,7 @@ def test_a_recorded_shift_gives_the_scores_it_gave_before(ensemble, recording, r
         assert [row[name] for row in got] == pytest.approx([row[name] for row in wanted], rel=0.02, abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fault", "left_out"), [("", 0), ("bearing_noise", 10)])
 def test_what_an_anomaly_alarm_tells_of_is_neither_learned_nor_watched_as_drift(ensemble, fault, left_out):
     pipeline, injector, begin, heard = Pipeline(CONFIG), Injector(), START_NS + 1000 * NS, []

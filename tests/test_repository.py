@@ -200,6 +200,7 @@ def test_files_of_a_publication_that_was_killed_do_not_count(repo: Repository, t
     ]
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_step_of_a_publication_leaves_the_old_or_the_new(repo: Repository, tmp_path: Path) -> None:
     repo.publish([tiny_encoder.write(tmp_path, "camera", 1), tiny_encoder.write(tmp_path, "microphone", 1)])
     files = [tiny_encoder.write(tmp_path, modality, 2) for modality in PLANT.modalities]
