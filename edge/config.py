@@ -10,10 +10,15 @@ from lineside.mqtt import BrokerConfig
 
 SourceKind = Literal["camera", "microphone", "series", "replay", "simulation"]
 Modality = Literal["camera", "microphone", "series"]
+DetectorKind = Literal["e-detector", "adwin", "page-hinkley", "kswin"]
 
 
 class DeviceSettings(Config, frozen=True):
-    """Who this device is; `state_dir` keeps outbox, slots and commissioning (relative to the file's folder)."""
+    """Who this device is; `state_dir` keeps outbox, slots and commissioning (relative to the file's folder).
+
+    `states` are what the station tells of itself on the topic `state` (products, `idle`, `runs`): each is learned by
+    itself at commissioning, and what is normal in one is no alarm in it. Without them all running is one.
+    """
 
     id: str
     site: str
@@ -21,8 +26,11 @@ class DeviceSettings(Config, frozen=True):
     state_dir: str = "state"
     evidence: bool = False
     allow_fault_injection: bool = False
+    states: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if len(set(self.states)) != len(self.states) or "" in self.states:
+            raise ValueError("states are different names, none of them empty")
         for name in (self.id, self.site):
             if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,62}", name):
                 raise ValueError(f"{name!r} is no name for a topic: use a-z, 0-9, '.', '_', '-'")
@@ -86,13 +94,15 @@ class CommissioningSettings(Config, frozen=True):
 class AlarmSettings(Config, frozen=True):
     """An anomaly alarm is raised when `raise_count` of the last `of` moments have p <= `p_limit`.
 
-    It is cleared after `clear_count` moments in a row above `p_clear`. One is also raised by weaker evidence that
-    lasts (lineside.sequential); it is cleared when that evidence has also faded. A drift alarm is raised when what a
-    sensor contributes, how it agrees with another, or its embeddings have slowly changed (lineside.drift); it stays
-    until the device is commissioned again. What is ordinary for it is learned in the first `learn_hours` after
-    commissioning, which should span all that the line goes through in a day. These two together are aimed at one false
-    alarm in `false_alarm_days` on average. A sensor alarm is raised after `sensor_count` flagged or missing windows in
-    a row and cleared after as many good ones.
+    It is cleared after `clear_count` moments in a row above `p_clear`. Weaker evidence that lasts (lineside.sequential)
+    raises a drift alarm of the station; it is cleared when that evidence has also faded. One of a sensor or a pair is
+    raised when what a sensor contributes, how it agrees with another, or its embeddings have slowly changed
+    (lineside.drift); it stays until the device is commissioned again. What is ordinary for it is learned in the first
+    `learn_hours` after commissioning, which should span all that the line goes through in a day. Both together are
+    aimed at one false alarm in `false_alarm_days` on average. `drift_detector` is a row of edge.detectors.DETECTORS:
+    only the e-detector keeps that budget by construction, the others (river's, extra `evaluation`) are there to be
+    compared with. A sensor alarm is raised after `sensor_count` flagged or missing windows in a row and cleared after
+    as many good ones.
     """
 
     p_limit: float = 0.01
@@ -103,6 +113,7 @@ class AlarmSettings(Config, frozen=True):
     false_alarm_days: float = 30.0
     learn_hours: float = 24.0
     sensor_count: int = 3
+    drift_detector: DetectorKind = "e-detector"
 
     def __post_init__(self) -> None:
         if not 0 < self.p_limit <= self.p_clear < 1:

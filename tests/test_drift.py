@@ -11,17 +11,18 @@ from hypothesis import strategies as st
 from bench.drift import LAWS, rhythm
 from bench.drift import product as product_of
 from lineside.clock import NS
-from lineside.drift import (
+from lineside.drift import Detector, Scores
+from lineside.reference import (
     BET_WEIGHTS,
     CAP,
     KNOTS,
     LEAST,
     SLACK,
-    Detector,
     Reference,
     independent,
     log_bets,
 )
+from lineside.trace import BEFORE, FARTHEST, FOLD, LEVELS, SLOTS, Trace
 
 DAY_S = 86_400
 BUDGET = 1e4
@@ -148,6 +149,14 @@ def test_nothing_new_gives_no_alarm_and_a_shift_gives_one_with_onset_and_effect(
     assert found.effect == pytest.approx(-1.5, abs=0.6)
 
 
+def test_a_large_shift_is_told_as_one_although_it_wins_as_much_on_a_wider_spread():
+    rng = np.random.default_rng(19)
+    detector = Detector(reference(rng.normal(size=10_000)), 2.6e6)
+    (at, found), *_ = alarms_of(detector, rng.normal(size=200) + 3.0 * (np.arange(200) >= 100), 20_000)
+    assert 100 < at < 115
+    assert found.effect == pytest.approx(3.0, abs=0.7)
+
+
 def test_a_change_of_spread_alone_is_told_without_an_effect():
     rng = np.random.default_rng(7)
     detector = Detector(reference(rng.normal(size=10_000)), BUDGET)
@@ -194,6 +203,27 @@ def test_after_a_gap_or_a_jump_of_the_clock_the_past_is_unknown_for_a_while():
             assert np.array_equal(detector.state()["sums"], before)
         detector.hear(values[order : order + 1], (20 + jump + order) * NS)
         assert not np.array_equal(detector.state()["sums"], before)
+
+
+def test_live_scores_are_those_of_the_reference():
+    """Window by window as in bulk, with and without all values, across gaps."""
+    rng = np.random.default_rng(20)
+    strata = (np.arange(6_000) // 500) % 2
+    rows = np.stack([ar(0.7, 6_000, rng), rng.lognormal(size=6_000), ar(0.3, 6_000, rng) + 2 * strata], axis=1)
+    known = reference(rows, strata)
+    rows[rng.random(rows.shape) < 0.02] = np.nan
+    live = Scores(known)
+    found = np.array(
+        [live.hear(row, k * NS, int(stratum)) for k, (row, stratum) in enumerate(zip(rows, strata, strict=True))]
+    )
+    deviation = known.deviation(rows, times(6_000), strata)
+    for k, memory in enumerate(known.memory):
+        past = sum(memory[j] * np.roll(deviation[:, k], j + 1) for j in np.flatnonzero(memory))
+        residual = np.where(np.arange(6_000) >= 8, deviation[:, k] - past, np.nan)
+        assert np.array_equal(np.isnan(residual[8:]), np.isnan(found[8:, k]))
+        same = np.isfinite(residual)
+        scores = np.interp(residual[same], known.knots[k], known.levels[k])
+        np.testing.assert_allclose(found[same, k], scores, atol=1e-9)
 
 
 def test_an_absent_channel_leaves_the_others_at_work():
@@ -259,6 +289,90 @@ def test_a_state_never_seen_is_no_evidence():
     detector = Detector(reference(rng.normal(size=5_000), strata), BUDGET)
     assert alarms_of(detector, np.full(500, 9.0), 9_000, np.ones(500, int)) == []
     assert detector.gauges()["c0"] == 0
+
+
+def test_a_number_beyond_the_states_is_a_state_never_seen():
+    detector = Detector(reference(np.random.default_rng(21).normal(size=2_000)), BUDGET)
+    for stratum in (-1, 1, 99):
+        assert alarms_of(detector, np.full(100, 9.0), 9_000, np.full(100, stratum)) == []
+    assert detector.gauges()["c0"] == 0
+
+
+def test_a_channel_that_stood_still_in_one_state_is_not_watched_there():
+    """Its spread there is rounding: whatever came later would be many spreads away."""
+    rng = np.random.default_rng(22)
+    strata = np.arange(4_000) % 2
+    values = np.where(strata == 1, 5.0 + 1e-9 * rng.normal(size=4_000), rng.normal(size=4_000))
+    known = reference(values, strata)
+    assert known.seen(0).tolist() == [True]
+    assert known.seen(1).tolist() == [False]
+    assert alarms_of(Detector(known, BUDGET), np.full(500, 6.0), 9_000, np.ones(500, int)) == []
+
+
+def test_states_too_many_to_be_known_are_no_reference():
+    rng = np.random.default_rng(23)
+    known = reference(rng.normal(size=900), np.arange(900) % 12)
+    assert "in no state did it move for as long as 100 windows" in known.refused["c0"]
+
+
+# The course that is shown with a finding
+
+
+def means_of(values, span):
+    """Means of means of ... FOLD values each, where a span with gaps counts as much as one without."""
+    course = np.clip(values, -FARTHEST, FARTHEST)
+    while span > 1:
+        whole = course[: len(course) // FOLD * FOLD].reshape(-1, FOLD)
+        known = np.isfinite(whole)
+        with np.errstate(invalid="ignore"):
+            course = np.where(known, whole, 0.0).sum(axis=1) / known.sum(axis=1)
+        span //= FOLD
+    return course
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.one_of(st.floats(-3, 3), st.floats(allow_infinity=False, width=32)), min_size=1, max_size=60),
+    st.integers(1, 30),
+    st.integers(1, 10_000),
+)
+def test_a_course_is_of_equal_spans_up_to_now(some, times_over, since):
+    values = np.tile(np.array(some), times_over)
+    trace = Trace(1)
+    for value in values:
+        trace.hear(np.array([value]))
+    shown = trace.of(0, since)
+    wanted = since + max(BEFORE, since // 2)
+    span = next(FOLD**k for k in range(LEVELS) if SLOTS * FOLD**k >= wanted)
+    expected = means_of(values, span)[-min(SLOTS, -(-wanted // span)) :]
+    assert len(shown) <= SLOTS
+    np.testing.assert_allclose(shown, expected[np.isfinite(expected)], rtol=1e-9, atol=1e-9)
+
+
+def test_a_finding_shows_the_course_from_before_its_onset_also_over_a_restart():
+    rng = np.random.default_rng(24)
+    known = reference(ar(0.5, 10_000, rng))
+    live = ar(0.5, 2_000, rng) + 1.0 * (np.arange(2_000) >= 1_000)
+    first, second = Detector(known, 2.6e6), Detector(known, 2.6e6)
+    assert alarms_of(first, live[:1_020], 20_000) == []
+    second.restore(first.state())
+    (_, found), *_ = alarms_of(second, live[1_020:], 21_020)
+    assert len(found.trace) <= SLOTS
+    assert np.mean(found.trace[:4]) < 0.6
+    assert np.mean(found.trace[-4:]) == pytest.approx(1.0, abs=0.6)
+    assert alarms_of(first, live[1_020:], 21_020)[0][1] == found
+
+
+def test_what_is_kept_is_a_copy_of_fixed_size():
+    rng = np.random.default_rng(25)
+    detector = Detector(reference(rng.normal(size=(2_000, 3))), BUDGET)
+    alarms_of(detector, rng.normal(size=(50, 3)), 9_000)
+    kept = detector.state()
+    before = {name: array.copy() for name, array in kept.items()}
+    alarms_of(detector, rng.normal(size=(500, 3)), 9_050)
+    for name, array in kept.items():
+        assert np.array_equal(array, before[name], equal_nan=array.dtype == float)
+        assert detector.state()[name].nbytes == array.nbytes
 
 
 # The promise
