@@ -86,6 +86,19 @@ FAULTS: dict[str, Fault] = {
         "something strikes the machine's frame again and again",
         {"camera": lambda: picture.knocking, "microphone": _added(sound.knocks, 1.5)},
     ),
+    "air_leak": Fault("process", "compressed air leaks from a hose", {"microphone": _added(sound.air_leak, 1.0)}),
+    "gear_whine": Fault("process", "a gear whines with worn teeth", {"microphone": _added(sound.gear_whine, 1.0)}),
+    "wrong_colour": Fault("process", "the parts are of a wrong colour", {"camera": lambda: picture.wrong_colour}),
+    "chatter": Fault(
+        "process",
+        "the press chatters as it comes down",
+        {"camera": lambda: picture.chatter, "microphone": _added(sound.chatter, 1.5)},
+    ),
+    "jammed_belt": Fault(
+        "process", "the belt is jammed, the press goes on", {"camera": picture.JammedBelt}, line.jammed_belt
+    ),
+    "cavitation": Fault("process", "a pump draws air and cavitates", {"microphone": _added(sound.cavitation, 1.2)}),
+    "smoke": Fault("process", "oil burns on the part, smoke rises from it", {"camera": lambda: picture.smoke}),
     "dirty_lens": Fault("sensor", "oil and dust on the camera's lens", {"camera": lambda: picture.dirty_lens}),
     "black": Fault("sensor", "the camera sees nothing", {"camera": lambda: picture.black}),
     "frozen": Fault("sensor", "the camera gives one picture for ever", {"camera": picture.Frozen}),
@@ -94,10 +107,28 @@ FAULTS: dict[str, Fault] = {
     "overexposed": Fault("sensor", "the camera's gain drifts upwards", {"camera": lambda: picture.overexposed}),
     "dead_rows": Fault("sensor", "the camera does not read some rows", {"camera": lambda: picture.dead_rows}),
     "colour_cast": Fault("sensor", "the camera's white balance is wrong", {"camera": lambda: picture.colour_cast}),
+    "rolling_bands": Fault(
+        "sensor", "the camera's exposure beats with the lamps", {"camera": lambda: picture.rolling_bands}
+    ),
+    "water_drop": Fault("sensor", "a drop of water hangs on the camera's lens", {"camera": lambda: picture.water_drop}),
+    "loose_camera": Fault(
+        "sensor", "the camera's bracket is loose and shakes", {"camera": lambda: picture.loose_camera}
+    ),
+    "noisy_camera": Fault(
+        "sensor",
+        "the camera's sensor is hot and its picture is full of noise",
+        {"camera": lambda: picture.noisy_camera},
+    ),
     "muted": Fault("sensor", "the microphone gives digital silence", {"microphone": lambda: sound.muted}),
     "clipped": Fault("sensor", "the microphone's gain is far too high", {"microphone": lambda: sound.clipped}),
     "gain_loss": Fault("sensor", "the microphone's gain is 20 dB too low", {"microphone": lambda: sound.gain_loss}),
     "mains_hum": Fault("sensor", "the microphone's cable picks up the mains", {"microphone": _added(sound.hum, 1.0)}),
+    "ground_loop": Fault("sensor", "the microphone is earthed twice", {"microphone": _added(sound.ground_loop, 1.0)}),
+    "crackling": Fault("sensor", "the microphone's contacts crackle", {"microphone": _added(sound.crackle, 1.5)}),
+    "phone_buzz": Fault(
+        "sensor", "a mobile telephone buzzes in the microphone's cable", {"microphone": _added(sound.phone_buzz, 1.0)}
+    ),
+    "stuttering": Fault("sensor", "the microphone's interface gives blocks twice", {"microphone": sound.Stuttering}),
     "covered": Fault("sensor", "the microphone is covered with something thick", {"microphone": sound.Covered}),
     "wind": Fault("sensor", "wind or a hand on the microphone", {"microphone": _added(sound.wind, 2.0)}),
     "dropouts": Fault("sensor", "the microphone's plug is loose", {"microphone": lambda: sound.dropouts}),

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.chance import uniform
-from edge.rhythm import KNOCK_S, SLIP_S, SLOW, after, lag_s, times_s
+from edge.rhythm import CHATTER_S, KNOCK_S, SLIP_S, SLOW, after, lag_s, times_s
 from lineside.windows import Samples
 
 Picture = NDArray[Any]
@@ -71,6 +71,19 @@ def knocking(samples: Samples, since_ns: int) -> Samples:
     return _aside(samples, 0.04 * np.exp(-after_s / 0.2) * np.cos(2 * np.pi * 7 * after_s))
 
 
+def wrong_colour(samples: Samples, since_ns: int) -> Samples:
+    """The colours in the middle of every picture turned into those opposite to them; what is grey stays."""
+    pictures = samples.data.astype(np.float32)
+    return _mixed(samples, 2 * pictures.mean(axis=3, keepdims=True) - pictures, _middle(samples))
+
+
+def chatter(samples: Samples, since_ns: int) -> Samples:
+    """The middle of every picture trembles for 0.6 s of each stroke."""
+    time_s = times_s(samples, since_ns)
+    trembles = after(time_s, CHATTER_S) < 0.6
+    return _aside(samples, 0.035 * trembles * np.cos(2 * np.pi * 4.3 * time_s))
+
+
 class SlowMotor:
     """All goes slower than it should, and every 2 seconds leaps to where it really is."""
 
@@ -93,6 +106,27 @@ class SlowMotor:
     def _place(self, time_s: float) -> int:
         """Of the newest picture that was there at `time_s`; of the oldest one when none was."""
         return max(0, bisect_right(self._seen, time_s, key=itemgetter(0)) - 1)
+
+
+class JammedBelt:
+    """The middle of every picture as it was in the first one."""
+
+    def __init__(self) -> None:
+        self._held = Frozen()
+
+    def __call__(self, samples: Samples, since_ns: int) -> Samples:
+        return _mixed(samples, self._held(samples, since_ns).data, _middle(samples))
+
+
+def smoke(samples: Samples, since_ns: int) -> Samples:
+    """Grey smoke in whirls, from the middle of the picture to its upper edge, wider the higher."""
+    height, width = samples.data.shape[1:3]
+    y, x = np.mgrid[0:height, 0:width] / np.array([height, width])[:, None, None]
+    up = np.clip(0.6 - y, 0, 0.6)
+    plume = np.clip(up / 0.1, 0, 1) * np.exp(-(((x - 0.5) / (0.08 + 0.3 * up)) ** 2))
+    time_s = times_s(samples, since_ns)[:, None, None]
+    whirl = np.sin(2 * np.pi * (2.3 * y + 0.6 * time_s) + 3 * np.sin(2 * np.pi * (1.7 * x + 0.17 * time_s)))
+    return _mixed(samples, np.array(190.0), (plume * (0.5 + 0.35 * whirl)).astype(np.float32)[..., None])
 
 
 # ---- the camera itself
@@ -155,6 +189,44 @@ def dead_rows(samples: Samples, since_ns: int) -> Samples:
 def colour_cast(samples: Samples, since_ns: int) -> Samples:
     """A white balance gone wrong: too red, and hardly blue."""
     return _clipped(samples, samples.data.astype(np.float32) * np.array([1.3, 0.95, 0.6]))
+
+
+def rolling_bands(samples: Samples, since_ns: int) -> Samples:
+    """An exposure that does not go with the lamps: darker and lighter bands roll down over the picture."""
+    height = samples.data.shape[1]
+    turns = 2.2 * np.arange(height) / height - 0.7 * times_s(samples, since_ns)[:, None]
+    gain = 1 + 0.35 * np.sin(2 * np.pi * turns)
+    return _clipped(samples, samples.data.astype(np.float32) * gain[:, :, None, None])
+
+
+def water_drop(samples: Samples, since_ns: int) -> Samples:
+    """A drop on the lens, left of the middle, in which the whole view stands on its head, small."""
+    height, width = samples.data.shape[1:3]
+    drop = _soft_ellipse(height, width, (0.36, 0.42), (0.14, 0.19))[..., None]
+    left, right, top, bottom = round(0.22 * width), round(0.5 * width), round(0.23 * height), round(0.61 * height)
+    size = (max(1, right - left), max(1, bottom - top))
+
+    def through(frame: Picture) -> Picture:
+        seen = frame.copy()
+        seen[top : top + size[1], left : left + size[0]] = cv2.resize(frame[::-1, ::-1], size)
+        return seen
+
+    return _mixed(samples, _each(samples, through), drop)
+
+
+def loose_camera(samples: Samples, since_ns: int) -> Samples:
+    """The whole view shakes by up to 2 % of its width and as much of its height, at two frequencies."""
+    time_s = times_s(samples, since_ns)
+    right, down = 0.02 * np.sin(2 * np.pi * 7.3 * time_s), 0.02 * np.sin(2 * np.pi * 9.1 * time_s + 1)
+    places = zip(samples.data, right, down, strict=True)
+    return replace(samples, data=np.stack([_moved(frame, 0.0, float(x), float(y)) for frame, x, y in places]))
+
+
+def noisy_camera(samples: Samples, since_ns: int) -> Samples:
+    """Noise on each pixel and colour by itself, anew in every picture: by up to a fifth of full scale."""
+    first = np.round(1000 * times_s(samples, since_ns)).astype(np.int64) * samples.data[0].size
+    index = first[:, None] + np.arange(samples.data[0].size)
+    return _clipped(samples, samples.data.astype(np.float64) + 50 * uniform(31, index).reshape(samples.data.shape))
 
 
 # ---- what they are made of

@@ -11,6 +11,7 @@ from lineside.clock import NS
 from lineside.windows import Samples
 
 KNOCK_S, SLIP_S = 1.2, 1.6  # seconds from one knock to the next, and from one slip of the belt to the next
+CHATTER_S = 2.4  # from one chattering stroke of the press to the next
 SLOW = 0.66  # the speed of a slow motor, as a share of what it should be
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.chance import smooth, uniform
-from edge.rhythm import KNOCK_S, SLIP_S, after, lag_s, numbers, times_s
+from edge.rhythm import CHATTER_S, KNOCK_S, SLIP_S, after, lag_s, numbers, times_s
 from lineside.windows import Samples
 
 Values = NDArray[np.float64]
@@ -93,6 +93,35 @@ def rattle(time_s: Values, number: NDArray[np.int64]) -> Values:
     return np.asarray(3.0 * force * np.exp(-after_s / 0.012) * tones)
 
 
+def air_leak(time_s: Values, number: NDArray[np.int64]) -> Values:
+    """Compressed air through a torn hose: a steady hiss, more of it the higher."""
+    return 1.22 * (uniform(16, number) - uniform(16, number - 1))
+
+
+def gear_whine(time_s: Values, number: NDArray[np.int64]) -> Values:
+    """Worn teeth that mesh 413 times a second, give or take a little, louder once a turn of their shaft."""
+    angle = 2 * np.pi * 413.0 * time_s + 6.0 * np.sin(2 * np.pi * 0.11 * time_s)
+    turn = 1 + 0.3 * np.sin(angle / 17)
+    return np.asarray(turn * (1.2 * np.sin(angle) + 0.6 * np.sin(2 * angle) + 0.3 * np.sin(3 * angle)))
+
+
+def chatter(time_s: Values, number: NDArray[np.int64]) -> Values:
+    """The press chatters as it comes down: for 0.6 s of each stroke it clangs 38 times a second."""
+    loud = after(time_s, CHATTER_S) < 0.6
+    after_s = after(time_s, 1 / 38)
+    return np.asarray(5.0 * loud * np.exp(-after_s / 0.008) * np.sin(2 * np.pi * 760.0 * after_s))
+
+
+def cavitation(time_s: Values, number: NDArray[np.int64]) -> Values:
+    """Bubbles collapse in a pump, 350 times a second at most and no two alike, and its housing rings at 4.7 kHz."""
+    slot = np.floor(time_s * 350).astype(np.int64)
+    after_s = time_s - slot / 350
+    force = np.maximum(uniform(41, slot), 0.0) ** 2
+    ring = np.exp(-after_s / 0.0012) * np.sin(2 * np.pi * 4_700.0 * after_s)
+    rush = np.exp(-after_s / 0.0025) * uniform(42, number)
+    return np.asarray((1 + 0.3 * smooth(43, 1.7 * time_s)) * force * (6.0 * ring + 4.0 * rush))
+
+
 class Shifted:
     """All of the sound at another speed: lower and slower, or higher and quicker.
 
@@ -146,6 +175,51 @@ def hum(time_s: Values, number: NDArray[np.int64]) -> Values:
     """A broken shield: the mains at 50 Hz and its harmonics."""
     angle = 2 * np.pi * 50.0 * time_s
     return np.asarray(sum(level * np.cos(times * angle) for times, level in ((1, 1.1), (2, 0.6), (3, 0.5), (5, 0.3))))
+
+
+def ground_loop(time_s: Values, number: NDArray[np.int64]) -> Values:
+    """Earthed at both ends: the mains of another country, 60 Hz, with the odd harmonics of what draws on it."""
+    angle = 2 * np.pi * 60.0 * time_s + 0.8
+    levels = ((1, 1.2), (3, 0.6), (5, 0.4), (7, 0.25), (9, 0.15))
+    return np.asarray(sum(level * np.cos(times * angle) for times, level in levels))
+
+
+def crackle(time_s: Values, number: NDArray[np.int64]) -> Values:
+    """A contact with oxide on it: every so often a scratch of some milliseconds, with a thump, hard or slight."""
+    slot = np.floor(time_s * 45).astype(np.int64)
+    after_s = time_s - slot / 45
+    force = np.maximum(uniform(26, slot), 0.0)
+    scratch = np.exp(-after_s / 0.004) * uniform(27, number)
+    thump = np.exp(-after_s / 0.003) * np.sign(uniform(28, slot))
+    return np.asarray(6.0 * force * (scratch + 0.5 * thump))
+
+
+def phone_buzz(time_s: Values, number: NDArray[np.int64]) -> Values:
+    """What a GSM telephone's transmitter leaves in a cable: one slot of 0.577 ms in each frame of 4.615 ms.
+
+    The edges take 0.06 ms; of 26 frames one is left out (3GPP TS 45.002). The cable lets no constant voltage pass.
+    """
+    frame = np.floor(time_s / 0.004615).astype(np.int64)
+    after_s = time_s - frame * 0.004615
+    pulse = np.clip(np.minimum(after_s, 0.000577 - after_s) / 0.00006, 0, 1) * (frame % 26 < 25)
+    return np.asarray(3.1 * (pulse - 0.107))
+
+
+class Stuttering:
+    """Of blocks of 32 ms, as a sound interface passes them on, two in five are the one before once more."""
+
+    BLOCK_S = 0.032
+
+    def __init__(self) -> None:
+        self._past = np.zeros(0, np.int16)
+
+    def __call__(self, samples: Samples, since_ns: int) -> Samples:
+        size = max(1, round(self.BLOCK_S * samples.rate_hz))
+        joined = np.concatenate([self._past, samples.data])
+        place = len(self._past) + np.arange(len(samples.data))
+        again = uniform(44, numbers(samples, since_ns) // size) > 0.2
+        self._past = joined[-size:]
+        return replace(samples, data=joined[np.where(again & (place >= size), place - size, place)])
 
 
 def wind(time_s: Values, number: NDArray[np.int64]) -> Values:

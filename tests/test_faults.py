@@ -218,6 +218,91 @@ def test_what_a_microphone_loses_is_lost_by_as_much_as_is_told(
     assert level_db(noise, 1000, 7000) - level_db(after, 1000, 7000) > 15
 
 
+@pytest.mark.parametrize(("kind", "hz"), [("mains_hum", 50), ("ground_loop", 60), ("gear_whine", 413)])
+def test_a_tone_that_is_added_has_its_own_pitch(kind: str, hz: float) -> None:
+    noise = heard(np.random.default_rng(4).normal(0, 500, 64_000))
+    added = FAULTS[kind].effects["microphone"]()(noise, START_NS).data.astype(int) - noise.data
+    assert loudest_hz(added, 20, 4000) == pytest.approx(hz, abs=5)
+
+
+def test_a_leak_hisses_all_the_time_and_a_contact_crackles_now_and_then() -> None:
+    noise = heard(np.random.default_rng(5).normal(0, 500, 64_000))
+    loudness = {}
+    for kind in ("air_leak", "crackling"):
+        added = FAULTS[kind].effects["microphone"]()(noise, START_NS).data.astype(float) - noise.data
+        loudness[kind] = added[16_000:].reshape(-1, 80).std(axis=1)  # of 5 ms each
+    assert loudness["air_leak"].std() < 0.3 * loudness["air_leak"].mean()
+    assert loudness["crackling"].std() > loudness["crackling"].mean()
+
+
+def test_a_telephone_buzzes_in_its_frames_and_leaves_one_of_26_out() -> None:
+    quiet = heard(np.zeros(32_000))
+    buzz = FAULTS["phone_buzz"].effects["microphone"]()(quiet, START_NS).data.astype(float)
+    assert loudest_hz(buzz, 100, 300) == pytest.approx(216.7, abs=1)
+    onsets = np.flatnonzero((buzz[1:] > 0) & (buzz[:-1] <= 0))
+    assert len(onsets) == pytest.approx(2 / 0.004615 * 25 / 26, abs=2)
+    assert np.diff(onsets).max() == pytest.approx(2 * 0.004615 * 16_000, abs=2)
+
+
+def test_what_stutters_is_the_block_before_or_as_it_was() -> None:
+    noise = np.random.default_rng(6).integers(-9_000, 9_000, 64_000).astype(np.int16)
+    after = FAULTS["stuttering"].effects["microphone"]()(heard(noise), START_NS).data.reshape(-1, 512)
+    blocks = noise.reshape(-1, 512)
+    again = (after[1:] == blocks[:-1]).all(axis=1)
+    assert ((after[1:] == blocks[1:]).all(axis=1) | again).all()
+    assert 0.25 < again.mean() < 0.55
+
+
+def test_a_camera_s_shaking_and_noise_are_of_all_the_picture_and_smoke_is_not() -> None:
+    frame = pictures(0, 1, 1, "a")
+    still = replace(seen(10), data=np.repeat(frame, 10, axis=0))
+    spread = {}
+    for kind in ("loose_camera", "noisy_camera", "smoke"):
+        spread[kind] = FAULTS[kind].effects["camera"]()(still, START_NS).data.astype(float).std(axis=0).max(axis=2)
+    assert (spread["noisy_camera"] > 15).mean() > 0.9
+    assert (spread["loose_camera"][:, -30:] > 10).any()
+    assert (spread["loose_camera"][:, :30] > 10).any()
+    assert (spread["smoke"][:60, 50:110] > 5).mean() > 0.4
+    assert (spread["smoke"][80:] < 1).all()
+
+
+def test_a_jammed_belt_stands_while_the_press_goes_on() -> None:
+    injector = Injector()
+    injector.start("jammed_belt", FOR_EVER_NS)
+    after = np.concatenate([injector.apply(part).data for part in line(6) if part.modality == "camera"]).astype(float)
+    spread = after.std(axis=0).max(axis=2)
+    assert spread[98:107].max() < 6  # the belt: noise and lamps only
+    assert spread[20:60, 68:76].max() > 20  # the press
+
+
+def test_bands_roll_down_over_all_of_the_picture() -> None:
+    grey = np.full((10, 120, 160, 3), 100, np.uint8)
+    stamps = START_NS + np.arange(10) * NS // 10
+    rows = FAULTS["rolling_bands"].effects["camera"]()(
+        Samples("cam0", "camera", START_NS, 10.0, grey, stamps), START_NS
+    )
+    shade = rows.data.astype(float)[:, :, 0, 0]
+    assert (rows.data == rows.data[:, :, :1]).all()  # a row has one shade
+    down = [np.abs(shade[1, px:] - shade[0, : 120 - px]).mean() for px in range(8)]
+    assert np.argmin(down) == 4  # 0.07 turns of 2.2 in the picture's height, in a tenth of a second
+
+
+def test_a_drop_of_water_leaves_all_but_a_tenth_of_the_picture() -> None:
+    before = seen()
+    after = FAULTS["water_drop"].effects["camera"]()(before, START_NS)
+    changed = np.abs(after.data.astype(int) - before.data).max(axis=(0, 3)) > 12
+    assert 0.02 < changed.mean() < 0.1
+    assert not changed[:, 90:].any()
+
+
+def test_a_wrong_colour_leaves_what_is_grey_and_how_bright_it_is() -> None:
+    grey = replace(seen(1), data=np.full((1, 120, 160, 3), 90, np.uint8), stamps_ns=np.array([START_NS]))
+    red = replace(grey, data=np.broadcast_to(np.array([140, 80, 80], np.uint8), (1, 120, 160, 3)))
+    effect = FAULTS["wrong_colour"].effects["camera"]()
+    assert np.abs(effect(grey, START_NS).data.astype(int) - grey.data).max() <= 1
+    assert effect(red, START_NS).data[0, 60, 80].tolist() == [60, 120, 120]
+
+
 def test_a_knock_is_seen_when_it_is_heard() -> None:
     injector = Injector()
     injector.start("knocking", FOR_EVER_NS)

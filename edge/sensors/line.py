@@ -167,6 +167,12 @@ def foreign_object(state: LineState) -> LineState:
     return replace(state, foreign=1.0)
 
 
+def jammed_belt(state: LineState) -> LineState:
+    """The belt stands, and the press strikes the part of one kind that it has struck already, again and again."""
+    first = 0 * state.kind
+    return replace(state, cycle=first, kind=first, last_kind=first, belt=0 * state.belt, belt_speed=0 * state.belt)
+
+
 def wrong_product(state: LineState) -> LineState:
     """The line makes another product than it is set up for."""
     other = next(product for product in PRODUCTS if product != state.product)
