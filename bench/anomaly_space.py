@@ -7,13 +7,11 @@ the training windows: of embeddings, of features, and of whitened features (line
 
 from __future__ import annotations
 
-import itertools
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edge.config import DeviceConfig, DeviceSettings, SensorSettings
 from edge.faults import FAULTS, Injector
@@ -22,6 +20,7 @@ from edge.replay import simulated
 from lineside.clock import NS, SystemClock
 from lineside.coreset import Coreset, distances, k_center
 from lineside.fusion import Encoded
+from lineside.metrics import auroc
 from lineside.recording import About, Recorder, Recording
 from trainer import checkpoint, evaluate
 from trainer.data import Dataset, read
@@ -118,15 +117,6 @@ def _compared(known: Encoded, normal: Encoded, faulty: Encoded) -> tuple[float, 
         plain.append(auroc(distances(well, bank), distances(ill, bank)))
     coreset = Coreset.fit(known.features, KEPT)
     return (*plain, auroc(coreset.distances(normal.features), coreset.distances(faulty.features)))
-
-
-def auroc(normal: NDArray[np.float64], faulty: NDArray[np.float64]) -> float:
-    """Share of pairs in which the faulty one has the larger score; ties count half.
-
-    >>> auroc(np.array([1.0, 2.0]), np.array([2.0, 3.0]))
-    0.875
-    """
-    return float(np.mean([np.sign(b - a) / 2 + 0.5 for a, b in itertools.product(normal, faulty)]))
 
 
 if __name__ == "__main__":

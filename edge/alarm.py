@@ -11,7 +11,7 @@ import msgspec
 from edge.config import AlarmSettings, DeviceConfig
 from edge.monitor import AGREEMENT, CONTRIBUTION, EMBEDDING, Drift
 from lineside.clock import NS
-from lineside.messages import Alarm, Score
+from lineside.messages import Alarm, AlarmKind, Score
 from lineside.quality import FLAGS
 from lineside.sequential import shiryaev_roberts
 
@@ -46,43 +46,67 @@ class Lasting:
 
 @dataclass(frozen=True)
 class AnomalyAlarm:
-    """Hysteresis over the p-values of one station's moments: strange ones that crowd, or weak evidence that lasts."""
+    """Hysteresis over the p-values of one station's moments: strange ones that crowd."""
 
     settings: AlarmSettings
     recent: tuple[tuple[int, bool], ...] = ()
-    lasting: Lasting = Lasting()
     calm: int = 0
     active: Alarm | None = None
 
     def hear(self, score: Score) -> tuple[AnomalyAlarm, Alarm | None]:
         """Take the next score; give the new state and the alarm that was raised or cleared by it, if any."""
-        run_length = self.settings.days_each * DAY_NS / (score.end_ns - score.start_ns)
-        strange = score.p_value <= self.settings.p_limit
-        recent = (*self.recent, (score.start_ns, strange))[-self.settings.of :]
-        now = replace(self, recent=recent, lasting=self.lasting.hear(score, run_length))
-        return now._watching(score, run_length) if self.active is None else now._alarmed(score, run_length)
+        s, strange = self.settings, score.p_value <= self.settings.p_limit
+        now = replace(self, recent=(*self.recent, (score.start_ns, strange))[-s.of :], calm=_calm(self.calm, score, s))
+        if now.active is not None:
+            if now.calm < s.clear_count:
+                return now, None
+            return AnomalyAlarm(s), _cleared(now.active, score.end_ns, f"{score.station}: normal again")
+        if sum(was for _, was in now.recent) < s.raise_count:
+            return now, None
+        onset = next(start for start, was in now.recent if was)
+        limits = {"p_limit": s.p_limit, "raise_count": s.raise_count, "of": s.of}
+        alarm = _unlike("anomaly", score, onset, score.contributions, limits)
+        return replace(now, calm=0, active=alarm), alarm
 
-    def _watching(self, score: Score, run_length: float) -> tuple[AnomalyAlarm, Alarm | None]:
+
+@dataclass(frozen=True)
+class LastingAlarm:
+    """Weak evidence that lasts: no moment need be strange by itself, so that it is told as drift of the whole station.
+
+    It clears by itself, unlike drift of one channel (DriftAlarm): the station is what it was once evidence has faded.
+    """
+
+    settings: AlarmSettings
+    lasting: Lasting = Lasting()
+    calm: int = 0
+    active: Alarm | None = None
+
+    def hear(self, score: Score, told: bool) -> tuple[LastingAlarm, Alarm | None]:
+        """As AnomalyAlarm.hear; nothing gathers while another alarm has `told` of what there is."""
         s = self.settings
-        if sum(was for _, was in self.recent) >= s.raise_count:
-            onset = next(start for start, was in self.recent if was)
-            limits = {"p_limit": s.p_limit, "raise_count": s.raise_count, "of": s.of}
-            alarm = _anomaly(score, onset, score.contributions, limits, "unlike normal")
-        elif self.lasting.value >= run_length:
-            limits, told = {"false_alarm_days": s.false_alarm_days}, "a little unlike normal, and stays so"
-            alarm = _anomaly(score, self.lasting.onset_ns, self.lasting.share, limits, told)
-        else:
-            return self, None
-        return replace(self, calm=0, active=alarm), alarm
+        run_length = s.days_each * DAY_NS / (score.end_ns - score.start_ns)
+        if told and self.active is None:
+            return LastingAlarm(s), None
+        now = replace(self, lasting=self.lasting.hear(score, run_length), calm=_calm(self.calm, score, s))
+        if now.active is not None:
+            if now.calm < s.clear_count or now.lasting.value > run_length**0.5:
+                return now, None
+            return LastingAlarm(s), _cleared(now.active, score.end_ns, f"{score.station}: normal again")
+        if now.lasting.value < run_length:
+            return now, None
+        limits = {"false_alarm_days": s.false_alarm_days}
+        alarm = _unlike("drift", score, now.lasting.onset_ns, now.lasting.share, limits)
+        return replace(now, calm=0, active=alarm), alarm
 
-    def _alarmed(self, score: Score, run_length: float) -> tuple[AnomalyAlarm, Alarm | None]:
-        assert self.active is not None
-        calm = self.calm + 1 if score.p_value > self.settings.p_clear else 0
-        lasts = "false_alarm_days" in self.active.limits and self.lasting.value > run_length**0.5
-        if calm < self.settings.clear_count or lasts:
-            return replace(self, calm=calm), None
-        cleared = _cleared(self.active, score.end_ns, f"{score.station}: normal again")
-        return AnomalyAlarm(self.settings), cleared
+    def commissioned(self, time_ns: int) -> tuple[LastingAlarm, list[Alarm]]:
+        """Normal running was learned anew."""
+        told = [_cleared(self.active, time_ns, f"{self.active.subject}: commissioned again")] if self.active else []
+        return LastingAlarm(self.settings), told
+
+
+def _calm(count: int, score: Score, settings: AlarmSettings) -> int:
+    """Moments in a row that were ordinary, this one among them."""
+    return count + 1 if score.p_value > settings.p_clear else 0
 
 
 @dataclass(frozen=True)
@@ -186,6 +210,8 @@ def _drifted(drift: Drift, score: Score, false_alarm_days: float) -> Alarm:
         contributions=dict(score.contributions),
         versions=score.versions,
         limits={"false_alarm_days": false_alarm_days},
+        effect=effect,
+        trace=[round(value, 3) for value in drift.finding.trace],
         text=f"{drift.subject} {told}{size}, since about {since:%Y-%m-%d %H:%M:%S} UTC; compare it with normal "
         f"running, mend it, or commission again if the line is well",
     )
@@ -196,17 +222,25 @@ def _cleared(alarm: Alarm, time_ns: int, text: str) -> Alarm:
     return msgspec.structs.replace(alarm, state="cleared", time_ns=time_ns, text=text, pictures={})
 
 
-def _anomaly(
-    score: Score, onset_ns: int, contributions: Mapping[str, float], limits: dict[str, float], told: str
+UNLIKE: dict[AlarmKind, tuple[str, str]] = {  # key, text
+    "anomaly": ("anomaly", "unlike normal"),
+    "drift": ("drift/evidence", "a little unlike normal, and stays so"),
+}
+
+
+def _unlike(
+    kind: AlarmKind, score: Score, onset_ns: int, contributions: Mapping[str, float], limits: dict[str, float]
 ) -> Alarm:
+    """The alarm of a whole station."""
     top, evidence = max(contributions, key=lambda name: contributions[name]), sum(contributions.values())
     share = contributions[top] / evidence if evidence else 0.0
     modality = score.modalities[top]
+    key, told = UNLIKE[kind]
     return Alarm(
         device=score.device,
         station=score.station,
-        key=f"{score.device}/{score.station}/anomaly/{onset_ns}",
-        kind="anomaly",
+        key=f"{score.device}/{score.station}/{key}/{onset_ns}",
+        kind=kind,
         state="raised",
         subject=score.station,
         top_sensor=top,
@@ -228,6 +262,7 @@ class Alarms:
     """All alarms of one station: the states above, carried from moment to moment."""
 
     anomaly: AnomalyAlarm
+    lasting: LastingAlarm
     drift: DriftAlarm
     sensors: dict[str, SensorAlarm]
 
@@ -239,12 +274,14 @@ class Alarms:
             sensor.name: SensorAlarm(settings, device.station, device.id, sensor.name, sensor.modality)
             for sensor in config.sensors
         }
-        return cls(AnomalyAlarm(settings), DriftAlarm(settings), sensors)
+        return cls(AnomalyAlarm(settings), LastingAlarm(settings), DriftAlarm(settings), sensors)
 
     def hear_score(self, score: Score) -> list[Alarm]:
         """Changes that the next score brings."""
-        self.anomaly, alarm = self.anomaly.hear(score)
-        return [alarm] if alarm else []
+        self.anomaly, crowded = self.anomaly.hear(score)
+        told = self.anomaly.active is not None or bool(self.drift.active)
+        self.lasting, lasts = self.lasting.hear(score, told)
+        return [alarm for alarm in (crowded, lasts) if alarm]
 
     def hear_drift(self, drift: Drift, score: Score) -> list[Alarm]:
         """Changes that a finding of the monitor brings."""
@@ -254,7 +291,8 @@ class Alarms:
     def commissioned(self, time_ns: int) -> list[Alarm]:
         """Changes that another normal running brings."""
         self.drift, cleared = self.drift.commissioned(time_ns)
-        return cleared
+        self.lasting, faded = self.lasting.commissioned(time_ns)
+        return cleared + faded
 
     def hear_sensors(
         self, end_ns: int, problems: Mapping[str, tuple[str, ...]], versions: Mapping[str, str]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from lineside import features, release
 from lineside.errors import ReleaseError
 from lineside.fusion import Encoded
+from lineside.look import coarse
 from lineside.windows import Window
 
 PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
@@ -47,7 +48,7 @@ class Encoder:
         return cls(card, spec, session.get_providers()[0], session)
 
     def encode(self, batch: NDArray[np.generic]) -> Encoded:
-        """Prepared windows (n, *features.shape(spec)) to embeddings (n, dim) and features (n, f).
+        """Prepared windows (n, *features.shape(spec)) to embeddings (n, dim) and features (n, f), with their own look.
 
         Raises ReleaseError (check `runtime`) when the graph does not take them or lacks an output.
         """
@@ -56,7 +57,7 @@ class Encoder:
         except Exception as error:  # as above
             mend = "its graph and its card differ; export it again"
             raise ReleaseError("runtime", self.card.name, f"cannot run ({error})", mend) from error
-        return Encoded(np.asarray(embedding, np.float32), np.asarray(found, np.float32))
+        return Encoded(np.asarray(embedding, np.float32), np.asarray(found, np.float32), coarse(batch))
 
     def embed(self, batch: NDArray[np.generic]) -> NDArray[np.float32]:
         """The embeddings of `encode` alone."""

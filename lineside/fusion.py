@@ -1,6 +1,7 @@
 """Normal running of a station, and how far a moment is from it: fused evidence with a p-value.
 
-Per sensor: distance of its features to a coreset of normal ones. Per pair of sensors: cosine of their embeddings,
+Per sensor: distance of its features to a coreset of normal ones, and of its plain look (lineside.look) to what normal
+ones do, whichever is stranger. Per pair of sensors: cosine of their embeddings,
 where low is strange. Each becomes evidence e = -ln p; the evidence of a set of sensors is the sum over its members
 and pairs, and that sum is calibrated itself, for every subset of sensors, so that its p-value holds whatever the
 dependence between sensors and whichever of them are present.
@@ -8,10 +9,11 @@ dependence between sensors and whichever of them are present.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 from lineside import shapley
 from lineside.conformal import Calibration
 from lineside.coreset import Coreset
+from lineside.look import Look
 
 MIN_MOMENTS = 40
 FOLDS, BLOCK = 4, 10
@@ -28,11 +31,17 @@ class Encoded(NamedTuple):
     """What an encoder makes of windows: unit-norm `embedding` (n, dim) and unit-norm `features` (n, f).
 
     Embeddings of all modalities share one space, for which they give up what the sensors do not have in common;
-    features keep it, and say something within their own modality alone. One window has no axis n.
+    features keep it, and say something within their own modality alone. `look` is the windows' own coarse cells (n, p),
+    None for series. One window has no axis n.
     """
 
     embedding: NDArray[np.float32]
     features: NDArray[np.float32]
+    look: NDArray[np.float32] | None = None
+
+    def at(self, rows: NDArray[np.intp] | NDArray[np.bool_] | int) -> Encoded:
+        """Some of the windows, or one."""
+        return Encoded(self.embedding[rows], self.features[rows], None if self.look is None else self.look[rows])
 
 
 @dataclass(frozen=True)
@@ -56,14 +65,16 @@ class Judgement:
 class Normal:
     """Normal running of one station, for one set of encoders.
 
-    `coresets` are of features by sensor; the calibrations are of distances per sensor, of negative cosines per pair,
-    and of evidence per subset of sensors.
+    `coresets` are of features by sensor, `looks` of cells; the calibrations are of distances to these per sensor, of
+    negative cosines per pair, and of evidence per subset of sensors.
     """
 
     coresets: dict[str, Coreset]
     singles: dict[str, Calibration]
     pairs: dict[tuple[str, str], Calibration]
     fused: dict[frozenset[str], Calibration]
+    looks: dict[str, Look] = field(default_factory=dict)
+    seen: dict[str, Calibration] = field(default_factory=dict)
 
     @classmethod
     def fit(cls, encoded: Mapping[str, Encoded], coreset_size: int) -> Normal:
@@ -77,18 +88,23 @@ class Normal:
         Raises ValueError when a sensor is present in fewer than MIN_MOMENTS moments.
         """
         features = {sensor: both.features for sensor, both in encoded.items()}
+        cells = {sensor: both.look for sensor, both in encoded.items() if both.look is not None}
         for sensor, rows in features.items():
             if (count := int(_present(rows).sum())) < MIN_MOMENTS:
                 raise ValueError(f"{sensor}: {count} normal windows, at least {MIN_MOMENTS} are needed")
         coresets = {sensor: Coreset.fit(rows[_present(rows)], coreset_size) for sensor, rows in features.items()}
-        far = {sensor: _out_of_fold(rows, coreset_size) for sensor, rows in features.items()}
+        looks = {sensor: Look.fit(rows[_present(rows)]) for sensor, rows in cells.items()}
+        far = {s: _out_of_fold(rows, partial(_smaller_coreset, coreset_size)) for s, rows in features.items()}
+        odd = {sensor: _out_of_fold(rows, lambda others, _: Look.fit(others)) for sensor, rows in cells.items()}
         apart = {
             (a, b): -np.sum(encoded[a].embedding * encoded[b].embedding, axis=1).astype(np.float64)
             for a, b in combinations(sorted(encoded), 2)
         }
         singles = {sensor: Calibration.fit(_finite(scores)) for sensor, scores in far.items()}
+        seen = {sensor: Calibration.fit(_finite(scores)) for sensor, scores in odd.items()}
         pairs = {pair: Calibration.fit(_finite(s)) for pair, s in apart.items() if np.isfinite(s).any()}
         single = {sensor: _evidence(far[sensor]) for sensor in sorted(encoded)}
+        single |= {sensor: either(single[sensor], _evidence(scores)) for sensor, scores in odd.items()}
         pair = {names: _evidence(apart[names]) for names in pairs}
         fused = {}
         for size in range(1, len(encoded) + 1):
@@ -97,7 +113,7 @@ class Normal:
                 scores = _finite(np.sum([*(single[m] for m in members), *inside], axis=0))
                 if len(scores) >= MIN_MOMENTS:
                     fused[frozenset(members)] = Calibration.fit(scores)
-        return cls(coresets, singles, pairs, fused)
+        return cls(coresets, singles, pairs, fused, looks, seen)
 
     def judge(self, encoded: Mapping[str, Encoded]) -> Judgement | None:
         """Judge one moment from what the sensors present gave, one window each.
@@ -107,13 +123,12 @@ class Normal:
         members = frozenset(encoded)
         if members not in self.fused:
             return None
-        far = {m: float(self.coresets[m].distances(encoded[m].features[None])[0]) for m in members}
         cosines = {
             (a, b): float(encoded[a].embedding @ encoded[b].embedding)
             for a, b in self.pairs
             if members.issuperset((a, b))
         }
-        single = {m: self.singles[m].evidence(far[m]) for m in sorted(members)}
+        single = {m: self._alone(m, encoded[m]) for m in sorted(members)}
         pair = {p: self.pairs[p].evidence(-cosine) for p, cosine in cosines.items()}
         evidence = sum(single.values()) + sum(pair.values())
         return Judgement(
@@ -125,6 +140,14 @@ class Normal:
             single=single,
             pair={"+".join(p): a for p, a in pair.items()},
         )
+
+    def _alone(self, sensor: str, one: Encoded) -> float:
+        """Evidence of one sensor's window (-ln p)."""
+        far = self.singles[sensor].evidence(float(self.coresets[sensor].distances(one.features[None])[0]))
+        if sensor not in self.looks or one.look is None:
+            return far
+        odd = self.seen[sensor].evidence(float(self.looks[sensor].distances(one.look[None])[0]))
+        return float(either(np.array(far), np.array(odd)))
 
     def _p_without(self, gone: str, single: dict[str, float], pair: dict[tuple[str, str], float]) -> float:
         rest = sum(e for m, e in single.items() if m != gone) + sum(a for p, a in pair.items() if gone not in p)
@@ -145,12 +168,34 @@ def _folds(n: int) -> list[NDArray[np.intp]]:
     return [np.flatnonzero(fold == k) for k in range(FOLDS)]
 
 
-def _out_of_fold(rows: NDArray[np.float32], size: int) -> NDArray[np.float64]:
-    """Distance of each row to a coreset of the other folds; NaN where the sensor is absent.
+def either(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Evidence of the smaller p of two p-values, -ln(1 - (1 - p)^2) (Šidák): exact where they are independent.
 
-    The smaller coreset has its share of `size`: k-center on fewer points with as many places would cover them better
-    than the whole coreset will cover new windows, and these would look strange.
+    Where they are not it errs by a factor of 2 at most, which the calibration of fused evidence takes up.
+
+    >>> either(np.array([5.0, 0.1]), np.array([1.0, 0.2])).round(3).tolist()
+    [4.31, 0.033]
     """
+    most = np.maximum(one, other)
+    return np.asarray(most - np.log(2 - np.exp(-most)))
+
+
+class _Known(Protocol):
+    """What windows are far from."""
+
+    def distances(self, points: NDArray[np.float32]) -> NDArray[np.float64]: ...
+
+
+def _smaller_coreset(size: int, others: NDArray[np.float32], share: float) -> Coreset:
+    """A coreset of a share of the windows has that share of places: on fewer points as many places would cover them
+    better than the whole coreset will cover new windows, and these would look strange."""
+    return Coreset.fit(others, max(1, round(size * share)))
+
+
+def _out_of_fold(
+    rows: NDArray[np.float32], known: Callable[[NDArray[np.float32], float], _Known]
+) -> NDArray[np.float64]:
+    """Distance of each row to what is `known` of the other folds, a share of all; NaN where the sensor is absent."""
     scores = np.full(len(rows), np.nan)
     present = _present(rows)
     for fold in _folds(len(rows)):
@@ -158,8 +203,7 @@ def _out_of_fold(rows: NDArray[np.float32], size: int) -> NDArray[np.float64]:
         others[fold] = False
         mine = fold[present[fold]]
         if len(mine) and others.sum() > 1:
-            places = max(1, round(size * others.sum() / present.sum()))
-            scores[mine] = Coreset.fit(rows[others], places).distances(rows[mine])
+            scores[mine] = known(rows[others], float(others.sum() / present.sum())).distances(rows[mine])
     return scores
 
 

@@ -4,8 +4,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge.alarm import AnomalyAlarm, DriftAlarm, SensorAlarm
-from edge.config import AlarmSettings
+from edge.alarm import Alarms, AnomalyAlarm, DriftAlarm, LastingAlarm, SensorAlarm
+from edge.config import AlarmSettings, DeviceConfig, DeviceSettings, SensorSettings
 from edge.monitor import Drift
 from lineside.clock import NS
 from lineside.drift import Finding
@@ -73,10 +73,10 @@ WEAK = AlarmSettings(
 
 
 def weak_run(ps, hop_ns=NS):
-    state, changes = AnomalyAlarm(WEAK), []
+    state, changes = LastingAlarm(WEAK), []
     for i, p in enumerate(ps):
         heard = msgspec.structs.replace(score(i, p), start_ns=i * hop_ns, end_ns=i * hop_ns + NS)
-        state, change = state.hear(heard)
+        state, change = state.hear(heard, told=False)
         if change:
             changes.append((i, change))
     return changes
@@ -85,6 +85,7 @@ def weak_run(ps, hop_ns=NS):
 def test_weak_evidence_that_lasts_is_an_alarm_too_and_ends():
     (at, raised), (back, cleared) = weak_run([0.5, 0.9] * 10 + [0.1] * 15 + [0.6] * 20)
     assert 20 < at < 35 < back
+    assert (raised.kind, raised.subject) == ("drift", "press")  # no moment was strange by itself
     assert (raised.state, raised.top_sensor, raised.limits) == ("raised", "mic0", {"false_alarm_days": 0.5e-3})
     assert 18 * NS <= raised.onset_ns <= 21 * NS
     assert (cleared.state, cleared.key) == ("cleared", raised.key)
@@ -98,25 +99,59 @@ def test_windows_that_overlap_count_once():
 
 
 def test_a_clock_set_back_leaves_no_alarm_for_ever():
-    state = AnomalyAlarm(WEAK)
+    state = LastingAlarm(WEAK)
     changes = []
     for start_s, p in [*((1000 + i, 0.1) for i in range(20)), *((i, 0.6) for i in range(40))]:
         heard = msgspec.structs.replace(score(0, p), start_ns=start_s * NS, end_ns=(start_s + 1) * NS)
-        state, change = state.hear(heard)
+        state, change = state.hear(heard, told=False)
         changes += [change.state] if change else []
     assert changes == ["raised", "cleared"]
 
 
 def test_a_sensor_that_misses_a_moment_keeps_its_share_of_the_blame():
-    state = AnomalyAlarm(WEAK)
+    state = LastingAlarm(WEAK)
     for i in range(20):
         there = {"cam0": 0.1} if i == 5 else {"cam0": 0.1, "mic0": 3.0}
         heard = msgspec.structs.replace(score(0, 0.1), start_ns=i * NS, end_ns=(i + 1) * NS, contributions=there)
-        state, alarm = state.hear(heard)
+        state, alarm = state.hear(heard, told=False)
         if alarm:
             break
     assert alarm.top_sensor == "mic0"
     assert alarm.contributions["mic0"] == pytest.approx(3.0 * 3 / 4)  # since evidence began to gather
+
+
+def station(ps, *, drifted=False, settings=WEAK):
+    """Changes of all alarms of a station with these p-values, a window a second; drift may have been found before."""
+    device = DeviceSettings(id="d", site="line1", station="press")
+    sensors = [SensorSettings(name="cam0", modality="camera", source="simulation")]
+    alarms = Alarms.begin(DeviceConfig(device=device, sensors=sensors, alarm=settings))
+    changes = [(-1, change) for change in alarms.hear_drift(drift(), score(0, 0.5))] if drifted else []
+    for i, p in enumerate(ps):
+        heard = msgspec.structs.replace(score(i, p), start_ns=i * NS, end_ns=(i + 1) * NS)
+        changes += [(i, change) for change in alarms.hear_score(heard)]
+    return alarms, changes
+
+
+def test_moments_that_crowd_are_an_anomaly_and_not_drift_as_well():
+    _, changes = station([0.5] * 5 + [0.001] * 30 + [0.5] * 10, settings=AlarmSettings())
+    assert [(change.kind, change.state) for _, change in changes] == [("anomaly", "raised"), ("anomaly", "cleared")]
+
+
+def test_what_was_weak_and_becomes_strong_is_an_anomaly_too():
+    _, changes = station([0.1] * 30 + [0.001] * 8)
+    assert [(change.kind, change.state) for _, change in changes] == [("drift", "raised"), ("anomaly", "raised")]
+
+
+def test_drift_that_was_found_tells_of_weak_evidence_already():
+    _, changes = station([0.1] * 60, drifted=True)
+    assert [change.subject for _, change in changes] == ["cam0"]
+
+
+def test_commissioning_clears_what_is_slow():
+    alarms, changes = station([0.1] * 30)
+    [(_, raised)] = changes
+    assert [(alarm.key, alarm.state) for alarm in alarms.commissioned(99 * NS)] == [(raised.key, "cleared")]
+    assert alarms.commissioned(100 * NS) == []
 
 
 def test_false_alarms_of_weak_evidence_are_as_far_apart_as_asked():
