@@ -117,19 +117,42 @@ def rollback(
 
 @app.command()
 def commission(
-    config_file: Plant = PLANT, device: Devices = None, wait_s: Wait = 30.0, as_json: AsJson = False
+    config_file: Plant = PLANT,
+    device: Devices = None,
+    keep: Annotated[bool, typer.Option("--keep", help="What is known stays normal too.")] = False,
+    wait_s: Wait = 30.0,
+    as_json: AsJson = False,
 ) -> None:
     """Let devices learn normal running anew, from the next minutes: the line must be well meanwhile.
 
-    They judge by what they know until they have learned; drift that stood raised is cleared then.
+    They judge by what they know until they have learned; drift that stood raised is cleared then. With --keep what is
+    new is added to what they know (the line has drifted and is well), without it takes its place (it was rebuilt).
 
-    Example: lineside deploy commission --config plant/plant.toml --device edge-1
+    Example: lineside deploy commission --config plant/plant.toml --device edge-1 --keep
     """
     plant, _ = _open(config_file)
     with _operator(plant, config_file) as operator:
-        outcomes = operator.ask(_chosen(plant, device), "commission", {}, wait_s)
+        outcomes = operator.ask(_chosen(plant, device), "commission", {"keep": "yes"} if keep else {}, wait_s)
     _tell({"devices": outcomes}, as_json, _lines(outcomes, "commissioning"))
     check(outcomes, "commission", "see `lineside deploy devices`, then ask again")
+
+
+@app.command()
+def state(
+    name: Annotated[str, typer.Argument(help="One of [device] states, for example a product.")],
+    config_file: Plant = PLANT,
+    device: Devices = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell devices which state their station is in from now on; a PLC's gateway may publish the same by itself.
+
+    Example: lineside deploy state product-b --config plant/plant.toml --device edge-1
+    """
+    plant, _ = _open(config_file)
+    chosen = _chosen(plant, device)
+    with _operator(plant, config_file) as operator:
+        operator.tell_state(chosen, name)
+    _tell({"state": name, "devices": chosen}, as_json, [f"{one}: {name}" for one in chosen])
 
 
 @app.command()

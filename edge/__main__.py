@@ -7,8 +7,9 @@ import logging
 import signal
 import threading
 from collections import Counter
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
@@ -17,6 +18,10 @@ from edge.config import DeviceConfig
 from lineside.cli import guarded
 from lineside.clock import NS, SystemClock
 from lineside.config import load
+
+if TYPE_CHECKING:  # what takes long to load is loaded by the command that needs it
+    from edge.changeover import Changeover
+    from edge.evaluation.section import Section
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -115,50 +120,88 @@ def record(
 def commission(
     config: ConfigOption,
     recording: Annotated[Path, typer.Option(help="A recording of normal running.")],
+    keep: Annotated[bool, typer.Option("--keep", help="What is known stays normal too.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw what normal is into this PNG.")] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Learn what is normal from a recording, in place of what was known; a running agent takes it at its next start.
+    """Learn what is normal from a recording, in place of what was known, or beside it with --keep.
 
-    Example: lineside edge commission --config device.toml --recording normal.mcap
+    A running agent takes it at its next start.
+
+    Prints what normal is, and how well each subset of sensors would see each kind of fault.
+
+    Example: lineside edge commission --config device.toml --recording normal.mcap --plot normal.png
     """
-    from edge.changeover import Changeover
+    from edge import contract
     from edge.ensemble import Ensemble
-    from edge.pipeline import Pipeline
+    from edge.evaluation import normal, report
     from edge.replay import commission as learn
-    from edge.slots import Slots
     from lineside.recording import Recording
 
-    device, base = load(config, DeviceConfig), config.resolve().parent
-    slots = Slots(base / device.device.state_dir, SystemClock())
-    changeover = Changeover(device, base, Pipeline(device), slots, updater=None)
+    device, changeover = _opened(config)
     learned = learn(device, Ensemble(changeover.load_encoders()), Recording(recording))
+    if keep and (known := changeover.kept()) is not None:
+        learned = learned.after(known)
     changeover.learn(learned)
-    told = {"moments": len(learned.moments), "sensors": sorted(learned.modalities)}
-    typer.echo(json.dumps(told) if json_ else f"normal learned from {told['moments']} moments")
+    ensemble, measured = changeover.pipeline.ensemble, changeover.contract
+    assert ensemble is not None  # learned just now
+    section = normal.describe(learned, ensemble, device)
+    if plot is not None:
+        report.draw(section.plots, plot)
+    if json_:
+        told = {"moments": len(learned.moments), "sensors": sorted(learned.modalities), **report.plain([section])[0]}
+        typer.echo(json.dumps({**told, "contract": measured and msgspec.to_builtins(measured)}))
+    else:
+        typer.echo(f"normal learned from {len(learned.moments)} moments\n\n{report.text(section)}\n")
+        typer.echo(contract.told(measured) if measured else "what faults would be seen could not be measured")
 
 
 @app.command()
 def replay(
-    config: ConfigOption,
-    recording: Annotated[Path, typer.Option(help="The recording to judge.")],
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="The device file (TOML).")] = None,
+    recording: Annotated[Path | None, typer.Option(help="The recording to judge.")] = None,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Against the recording's labels, beside rivals.")
+    ] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="With --evaluate: all benchmarks, not a recording.")
+    ] = False,
+    only: Annotated[list[str] | None, typer.Option(help="With --all: only this benchmark (again for more).")] = None,
+    data: Annotated[Path, typer.Option(help="With --all: the folder of data sets.")] = Path("../shared/data/dev"),
+    encoders: Annotated[Path, typer.Option(help="With --all: see python -m bench.encoders.")] = Path("var/encoders"),
+    out: Annotated[Path | None, typer.Option(help="Write what was evaluated here (Markdown, plots beside it).")] = None,
     json_: JsonOption = False,
 ) -> None:
     """Run a recording through the device's own code, as fast as it goes; print scores and alarms.
 
+    With --evaluate, print how well its labelled faults are seen, told apart and kept from being cried, beside trivial
+    and textbook detectors; with --all too, the same for every benchmark there is.
+
     Example: lineside edge replay --config device.toml --recording shift.mcap --json
+
+    Example: lineside edge replay --config device.toml --recording labelled.mcap --evaluate --out report.md
+
+    Example: lineside edge replay --evaluate --all --out docs/results/monitor.md
     """
-    from edge.changeover import Changeover
-    from edge.pipeline import Pipeline
+    if everything != (config is None) or everything != (recording is None) or (everything and not evaluate):
+        raise typer.BadParameter("give --config and --recording, or --evaluate --all")
+    if config is None or recording is None:
+        _evaluate_all(data, encoders, only or [], out, json_)
+    elif evaluate:
+        _evaluate(config, recording, out, json_)
+    else:
+        _replay(config, recording, json_)
+
+
+def _replay(config: Path, recording: Path, json_: bool) -> None:
     from edge.replay import recorded, through
-    from edge.slots import Slots
     from lineside.messages import Alarm, Score
     from lineside.recording import Recording
 
-    device, base = load(config, DeviceConfig), config.resolve().parent
-    pipeline, slots = Pipeline(device), Slots(base / device.device.state_dir, SystemClock())
-    changeover = Changeover(device, base, pipeline, slots, updater=None)
+    device, changeover = _opened(config)
     changeover.begin()
-    source = Recording(recording)
+    source, pipeline = Recording(recording), changeover.pipeline
+    pipeline.station.hear_labels(source.labels())
     counts: Counter[str] = Counter()
     for message in through(pipeline, recorded(device, source)):
         counts[type(message).__name__.lower()] += 1
@@ -170,6 +213,67 @@ def replay(
         typer.echo(f"{recording}: {source.problem}", err=True)
     if not json_:
         typer.echo(f"{counts['score']} scores, {counts['alarm']} alarm changes")
+
+
+def _evaluate(config: Path, recording: Path, out: Path | None, json_: bool) -> None:
+    from edge.evaluation import recorded
+    from edge.replay import recorded as samples_of
+    from lineside.errors import RecordingError
+    from lineside.recording import Recording
+
+    device, changeover = _opened(config)
+    changeover.begin()
+    source, pipeline = Recording(recording), changeover.pipeline
+    ensemble, known = pipeline.ensemble, changeover.commissioning
+    if ensemble is None or known is None:
+        mend = "commission it first: `lineside edge commission --recording normal.mcap`"
+        raise RecordingError(str(config), "the device does not know what is normal", mend)
+    pipeline.station.hear_labels(source.labels())
+    found = recorded.run(device, pipeline, samples_of(device, source), source.labels())
+    section = recorded.evaluate(found, device, ensemble, known, recording.name)
+    _report(
+        [section], out, f"lineside edge replay --config {config.name} --recording {recording.name} --evaluate", json_
+    )
+
+
+def _evaluate_all(data: Path, encoders: Path, only: list[str], out: Path | None, json_: bool) -> None:
+    from edge.evaluation import sets
+    from lineside.cli import tell
+
+    sections = []
+    for section in sets.run(data, encoders, only):
+        sections.append(section)
+        tell(f"{len(sections)}: {section.title}")
+    tell("")
+    _report(
+        sections, out, " ".join(["lineside edge replay --evaluate --all", *(f"--only {one}" for one in only)]), json_
+    )
+
+
+def _report(sections: list[Section], out: Path | None, command: str, json_: bool) -> None:
+    """Print sections, or write them to `out` and print where."""
+    from edge.evaluation import report
+
+    if out is not None:
+        day = datetime.fromtimestamp(SystemClock().now_ns() / NS, timezone.utc).strftime("%Y-%m-%d")
+        report.write(sections, out, "What alarms promise, measured", command, day)
+    if json_:
+        typer.echo(json.dumps(report.plain(sections)))
+    elif out is not None:
+        typer.echo(f"{out}: {len(sections)} sections")
+    else:
+        typer.echo("\n\n".join(report.text(section) for section in sections))
+
+
+def _opened(config: Path) -> tuple[DeviceConfig, Changeover]:
+    """A device that is not running: its file, and its encoders and normal running, which have yet to begin."""
+    from edge.changeover import Changeover
+    from edge.pipeline import Pipeline
+    from edge.slots import Slots
+
+    device, base = load(config, DeviceConfig), config.resolve().parent
+    slots = Slots(base / device.device.state_dir, SystemClock())
+    return device, Changeover(device, base, Pipeline(device), slots, updater=None)
 
 
 @app.command()

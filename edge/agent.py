@@ -9,11 +9,13 @@ import queue
 import sqlite3
 import threading
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
+from edge import contract
 from edge.capture import Capture
 from edge.changeover import Changeover
 from edge.config import DeviceConfig, SensorSettings
@@ -29,7 +31,7 @@ from lineside import __version__
 from lineside.clock import NS, Clock
 from lineside.errors import LinesideError
 from lineside.files import write_atomic
-from lineside.messages import Command, Health, Message, SensorHealth
+from lineside.messages import Command, Contribution, Health, Message, SensorHealth, StationState
 from lineside.windows import Samples
 
 log = logging.getLogger(__name__)
@@ -58,7 +60,7 @@ class Agent:
         self._pipeline = Pipeline(config)
         self._injector = Injector()
         self._outbox = Outbox(state / "outbox.db", config.device.id, round(config.outbox.max_mb * 1e6), clock)
-        self._uplink = Uplink(config, base, self._outbox, clock, self._take_command)
+        self._uplink = Uplink(config, base, self._outbox, clock, self._take_command, self._take_state)
         slots = Slots(state, clock)
         updater = Updater(config.repository, base, state, slots) if config.repository.url else None
         self._changeover = Changeover(config, base, self._pipeline, slots, updater)
@@ -195,6 +197,9 @@ class Agent:
         except queue.Full:
             self._uplink.report(finished(command, "too many commands at once; send it again later"))
 
+    def _take_state(self, told: StationState) -> None:
+        self._pipeline.station.hear(told.state, told.since_ns or self._clock.now_ns())
+
     def _execute(self, command: Command) -> None:
         self._uplink.report(msgspec.structs.replace(command, status="executing"))
         reason = ""
@@ -213,7 +218,7 @@ class Agent:
             change(modality)
             self._problems.pop(modality, None)
         elif command.op == "commission":
-            self._changeover.commission_again()
+            self._changeover.commission_again(keep=command.args.get("keep") == "yes")
             self._state = "commissioning"
         elif command.op == "fault" and self._config.device.allow_fault_injection:
             self._inject(command)
@@ -231,11 +236,11 @@ class Agent:
 
     def _health(self) -> Health:
         counters = self._pipeline.counters
-        monitor = self._pipeline.monitor
+        monitor, said = self._pipeline.monitor, self._pipeline.contributed
         problems = [
             *self._problems.values(),
             *(c.problem for c in self._captures.values()),
-            *(monitor.problems if monitor else []),
+            *self._pipeline.problems,
         ]
         return Health(
             device=self._config.device.id,
@@ -251,6 +256,9 @@ class Agent:
             moments=counters.moments,
             scores=counters.scores,
             drift=monitor.told if monitor else "",
+            contributions={name: Contribution(**asdict(one)) for name, one in said.sensors.items()},
+            effective_sensors=said.effective if said.sensors else None,
+            sensitivity=contract.summary(measured) if (measured := self._changeover.contract) else [],
             outbox_messages=self._outbox.messages,
             outbox_bytes=self._outbox.bytes,
             dropped_messages=self._outbox.dropped,

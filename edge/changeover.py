@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from edge import contract
 from edge.commissioning import Commissioning
 from edge.config import DeviceConfig
+from edge.contract import Contract
 from edge.encoder import Encoder
 from edge.ensemble import Ensemble, admit
 from edge.pipeline import Pipeline
@@ -28,7 +30,10 @@ DECLINED_KEPT = 32
 
 @dataclass
 class Changeover:
-    """Owns which encoders the pipeline uses. Its methods are called by one thread, beside the running pipeline."""
+    """Owns which encoders the pipeline uses. Its methods are called by one thread, beside the running pipeline.
+
+    `contract` says what faults they see, with each subset of sensors; None where it could not be measured.
+    """
 
     config: DeviceConfig
     base: Path
@@ -36,6 +41,8 @@ class Changeover:
     slots: Slots
     updater: Updater | None
     commissioning: Commissioning | None = None
+    contract: Contract | None = None
+    _keeping: bool = False
 
     @property
     def _state(self) -> Path:
@@ -58,8 +65,8 @@ class Changeover:
         missing or refused.
         """
         encoders = self.load_encoders()
-        if self._kept.exists():
-            self._use(Commissioning.load(self._kept))
+        if (known := self.kept()) is not None:
+            self._use(known)
         elif self.config.commissioning.recording:
             recording = Recording(self.base / self.config.commissioning.recording)
             self.learn(commission(self.config, Ensemble(encoders), recording))
@@ -67,6 +74,10 @@ class Changeover:
                 log.warning("%s: %s", recording.path, recording.problem)
         else:
             self.pipeline.commissioning = Commissioning.begin(self.pipeline.modalities, encoders)
+
+    def kept(self) -> Commissioning | None:
+        """The normal running that is kept on the device. Raises RecordingError when it is damaged."""
+        return Commissioning.load(self._kept) if self._kept.exists() else None
 
     def load_encoders(self) -> dict[str, Encoder]:
         """Put the encoders of the current slots into the pipeline, fetching those that are missing.
@@ -93,16 +104,20 @@ class Changeover:
         if live is None or len(live.moments) < wanted:
             return False
         self.pipeline.commissioning = None
-        moments = [*live.moments]  # the pipeline may still be adding to its last one
+        known = self.commissioning
         try:
-            self.learn(replace(live, moments=moments, start_ns=live.start_ns[: len(moments)]))
+            self.learn(live.finished().after(known) if self._keeping and known else live.finished())
         except LinesideError:
             self.pipeline.commissioning = Commissioning.begin(self.pipeline.modalities, self._ensemble.encoders)
             raise
         return True
 
-    def commission_again(self) -> None:
-        """Learn normal running anew from the next live moments; until then the line is judged by what is known."""
+    def commission_again(self, keep: bool = False) -> None:
+        """Learn normal running anew from the next live moments; until then the line is judged by what is known.
+
+        With `keep` what is known stays normal beside it.
+        """
+        self._keeping = keep
         self.pipeline.commissioning = Commissioning.begin(self.pipeline.modalities, self._ensemble.encoders)
 
     def learn(self, commissioning: Commissioning) -> None:
@@ -178,11 +193,24 @@ class Changeover:
         encoders = admit(Encoder.load(slot.path), self._ensemble.encoders)
         known = self.commissioning
         self.pipeline.ensemble = known.ensemble(encoders, self.config) if known else Ensemble(encoders)
+        self._measure()
         log.info("%s is in use", encoders[slot.modality].card.name)
 
     def _use(self, commissioning: Commissioning) -> None:
         self.pipeline.ensemble = commissioning.ensemble(self._ensemble.encoders, self.config)
         self.commissioning = commissioning
+        self._measure()
+
+    def _measure(self) -> None:
+        """What the sensors can see now; a device without such a contract judges all the same."""
+        self.contract = None
+        if self.commissioning is None:
+            return
+        try:
+            self.contract = contract.measure(self._ensemble, self.commissioning, self.config)
+            write_atomic(self._state / "contract.json", contract.to_json(self.contract))
+        except (LinesideError, OSError) as error:
+            log.warning("sensitivity is not known: %s", error)
 
     def _health(self, modality: str, encoder: Encoder) -> EncoderHealth:
         now, before = self.slots.current(modality), self.slots.previous(modality)

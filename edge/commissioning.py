@@ -6,10 +6,12 @@ terms, on the device, before it is switched in. Nothing of it leaves the device.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +21,19 @@ from edge.config import DeviceConfig
 from edge.encoder import Encoder
 from edge.ensemble import Ensemble
 from edge.monitor import Watch
+from edge.rehearsal import Rehearsal, Trial, bounded, from_arrays, to_arrays
 from edge.triage import Scene, scene
 from lineside.clock import NS
 from lineside.errors import LinesideError, RecordingError
 from lineside.files import write_atomic
 from lineside.fusion import MIN_MOMENTS, Encoded, Normal
 from lineside.projections import Space
+from lineside.states import States
+from lineside.windows import Window
 
+log = logging.getLogger(__name__)
 BATCH = 64
+MOST_MOMENTS = 2_400  # twenty minutes at the usual hop: some 170 MB of a camera and a microphone
 SCENE_WINDOWS = 128  # spread over all; medians of pictures take their time
 
 
@@ -35,45 +42,89 @@ class Commissioning:
     """Moments of normal running: per sensor its prepared window, or None where the sensor was absent or flagged.
 
     `fingerprints` names the preparation per sensor; a window of another preparation is not comparable. `start_ns` says
-    when each moment began: what follows it closely remembers it.
+    when each moment began: what follows it closely remembers it. `states` are what the station said of itself in each.
+    `faulty` is what faults make of some of them, laid over them while it lasts by `rehearsal` (None once it is read).
     """
 
     modalities: dict[str, str]
     fingerprints: dict[str, str]
     moments: list[dict[str, NDArray[np.generic]]] = field(default_factory=list)
     start_ns: list[int] = field(default_factory=list)
+    states: list[str] = field(default_factory=list)
+    faulty: tuple[Trial, ...] = ()
+    rehearsal: Rehearsal | None = None
 
     @classmethod
     def begin(cls, modalities: Mapping[str, str], encoders: Mapping[str, Encoder]) -> Commissioning:
         """An empty set for these sensors (name -> modality), prepared as these encoders (by modality) want it."""
         prints = {sensor: encoders[modality].card.prepare_sha256 for sensor, modality in modalities.items()}
-        return cls(dict(modalities), prints)
+        specs = {modality: encoder.spec for modality, encoder in encoders.items()}
+        return cls(dict(modalities), prints, rehearsal=Rehearsal(specs))
 
-    def add(self, prepared: dict[str, NDArray[np.generic]], start_ns: int) -> None:
+    def add(self, prepared: dict[str, NDArray[np.generic]], start_ns: int, state: str = "") -> None:
         """Take the prepared windows of one moment; an empty moment is passed over."""
         if prepared:
             self.start_ns.append(start_ns)
+            self.states.append(state)
             self.moments.append(prepared)
 
-    def ensemble(self, encoders: Mapping[str, Encoder], config: DeviceConfig) -> Ensemble:
-        """These encoders with normal running as they see it, and what is to be watched for slow change.
+    def rehearse(self, good: Mapping[str, Window]) -> None:
+        """Lay the fault whose turn it is over the windows of the moment that was added last."""
+        if self.rehearsal is not None:
+            self.faulty = self.rehearsal.hear(self.faulty, good)
 
-        A sensor whose modality has no encoder was taken away since. Raises LinesideError when they cannot see it, or
-        it is too short.
+    def finished(self) -> Commissioning:
+        """What there is by now, to which no pipeline adds, without the raw windows that a rehearsal holds."""
+        moments = [*self.moments]
+        start_ns, states = self.start_ns[: len(moments)], self.states[: len(moments)]
+        return replace(self, moments=moments, start_ns=start_ns, states=states, rehearsal=None)
+
+    def after(self, before: Commissioning) -> Commissioning:
+        """This and what was known before it, thinned evenly so that there are at most MOST_MOMENTS.
+
+        Raises LinesideError where that was of other sensors or another preparation.
         """
-        encoded = {}
+        if (before.modalities, before.fingerprints) != (self.modalities, self.fingerprints):
+            reason = "what is known is of other sensors, or prepared otherwise"
+            raise LinesideError("commissioning", reason, "commission without keeping it")
+        step = -(-len(before.moments) // max(1, MOST_MOMENTS - len(self.moments)))
+        start_ns = [*before.start_ns[::step], *self.start_ns]
+        there = set(start_ns)
+        return replace(
+            self,
+            moments=[*before.moments[::step], *self.moments],
+            start_ns=start_ns,
+            states=[*before.states[::step], *self.states],
+            faulty=bounded([trial for trial in (*before.faulty, *self.faulty) if trial.start_ns in there]),
+        )
+
+    def encoded(self, encoders: Mapping[str, Encoder]) -> dict[str, Encoded]:
+        """What these encoders make of it: a row a moment by sensor, NaN where the sensor is missing.
+
+        A sensor whose modality has no encoder was taken away since. Raises LinesideError when one cannot see it.
+        """
+        found = {}
         for sensor, modality in self.modalities.items():
             if (encoder := encoders.get(modality)) is None:
                 continue
             if encoder.card.prepare_sha256 != self.fingerprints[sensor]:
                 reason = f"{encoder.card.name} prepares windows otherwise than at commissioning"
                 raise LinesideError(sensor, reason, "commission again: `lineside edge commission`")
-            encoded[sensor] = self._encode(sensor, encoder)
+            found[sensor] = self._encode(sensor, encoder)
+        return found
+
+    def ensemble(self, encoders: Mapping[str, Encoder], config: DeviceConfig) -> Ensemble:
+        """These encoders with normal running as they see it, and what is to be watched for slow change.
+
+        Raises LinesideError when they cannot see it, or it is too short.
+        """
+        encoded = self.encoded(encoders)
         try:
             normal = Normal.fit(encoded, config.commissioning.coreset)
         except ValueError as error:
             mend = f"commission on more than {MIN_MOMENTS} moments of normal running"
             raise LinesideError("commissioning", str(error), mend) from error
+        by_state = self._by_state(encoded, config)
         seen = {sensor: one.embedding[np.isfinite(one.embedding).all(axis=1)] for sensor, one in encoded.items()}
         watch = Watch(
             spaces={sensor: Space.fit(rows) for sensor, rows in seen.items()},
@@ -81,8 +132,39 @@ class Commissioning:
             hop_ns=round(config.windows.hop_s * NS),
             learn_hours=config.alarm.learn_hours,
             false_alarm_days=config.alarm.days_each,
+            states=config.device.states,
+            detector=config.alarm.drift_detector,
         )
-        return Ensemble(encoders, normal, watch, self.start_ns[-1], self._scenes(encoders))
+        return Ensemble(
+            encoders,
+            normal,
+            watch,
+            self.start_ns[-1],
+            self._scenes(encoders),
+            by_state,
+            self._recogniser(encoded, by_state),
+        )
+
+    def _by_state(self, encoded: Mapping[str, Encoded], config: DeviceConfig) -> dict[str, Normal]:
+        """Normal running in each of the device's states, but for those with too few moments of any sensor."""
+        found = {}
+        for state in config.device.states:
+            rows = np.array([one == state for one in self.states])
+            inside = {sensor: both.at(rows) for sensor, both in encoded.items()}
+            with contextlib.suppress(ValueError):  # too few: the pipeline tells when the station is in it
+                found[state] = Normal.fit(inside, config.commissioning.coreset)
+        return found
+
+    def _recogniser(self, encoded: Mapping[str, Encoded], by_state: Mapping[str, Normal]) -> States | None:
+        """What tells the learned states apart; None where there are not two of them."""
+        if len(by_state) < 2:
+            return None
+        features = {sensor: both.features for sensor, both in encoded.items()}
+        try:
+            return States.fit(features, [state if state in by_state else "" for state in self.states])
+        except ValueError as error:
+            log.warning("states are not recognised: %s", error)
+            return None
 
     def _scenes(self, encoders: Mapping[str, Encoder]) -> dict[str, Scene]:
         """The background of each sensor that has one."""
@@ -95,16 +177,12 @@ class Commissioning:
         return {sensor: known for sensor, known in found.items() if known is not None}
 
     def _encode(self, sensor: str, encoder: Encoder) -> Encoded:
-        """One row a moment, NaN where the sensor is missing."""
         have = [i for i, moment in enumerate(self.moments) if sensor in moment]
-        batches = [have[start : start + BATCH] for start in range(0, len(have), BATCH)]
-        done = [encoder.encode(np.stack([self.moments[i][sensor] for i in batch])) for batch in batches]
-        return Encoded(
-            self._rows(have, [one.embedding for one in done]), self._rows(have, [one.features for one in done])
-        )
+        found = encode(encoder, [self.moments[i][sensor] for i in have])
+        look = None if found.look is None else self._rows(have, found.look)
+        return Encoded(self._rows(have, found.embedding), self._rows(have, found.features), look)
 
-    def _rows(self, have: list[int], parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-        found = np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
+    def _rows(self, have: list[int], found: NDArray[np.float32]) -> NDArray[np.float32]:
         rows = np.full((len(self.moments), found.shape[1]), np.nan, np.float32)
         rows[have] = found
         return rows
@@ -118,8 +196,8 @@ class Commissioning:
             arrays[f"{sensor}:index"] = np.array(have, np.int64)
             arrays[f"{sensor}:windows"] = np.stack([self.moments[i][sensor] for i in have]) if have else np.zeros(0)
         buffer = io.BytesIO()
-        starts = np.array(self.start_ns, np.int64)
-        np.savez(buffer, start_ns=starts, **arrays)  # type: ignore[arg-type]
+        arrays |= {"start_ns": np.array(self.start_ns, np.int64), "states": np.array(self.states, np.str_)}
+        np.savez(buffer, **arrays, **to_arrays(self.faulty))  # type: ignore[arg-type]
         write_atomic(path, buffer.getvalue(), mode=0o600)
 
     @classmethod
@@ -130,12 +208,28 @@ class Commissioning:
                 sensors = [key.removesuffix(":about") for key in file.files if key.endswith(":about")]
                 about = {sensor: [str(value) for value in file[f"{sensor}:about"]] for sensor in sensors}
                 start_ns: list[int] = file["start_ns"].tolist()
+                states: list[str] = file["states"].tolist() if "states" in file else [""] * len(start_ns)
                 moments: list[dict[str, NDArray[np.generic]]] = [{} for _ in start_ns]
                 for sensor in sensors:
                     windows = file[f"{sensor}:windows"]
                     for place, i in enumerate(file[f"{sensor}:index"]):
                         moments[int(i)][sensor] = windows[place]
+                faulty = from_arrays(file)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             mend = "delete it and commission again"
             raise RecordingError(str(path), f"commissioning cannot be read ({error})", mend) from error
-        return cls({s: a[0] for s, a in about.items()}, {s: a[1] for s, a in about.items()}, moments, start_ns)
+        modalities, fingerprints = ({sensor: told[i] for sensor, told in about.items()} for i in (0, 1))
+        return cls(modalities, fingerprints, moments, start_ns, states, faulty)
+
+
+def encode(encoder: Encoder, windows: Sequence[NDArray[np.generic]]) -> Encoded:
+    """Prepared windows, encoded BATCH at a time; of none, no rows."""
+    done = [encoder.encode(np.stack(windows[start : start + BATCH])) for start in range(0, len(windows), BATCH)]
+    if not done:
+        return Encoded(np.zeros((0, 1), np.float32), np.zeros((0, 1), np.float32))
+    looks = [one.look for one in done if one.look is not None]
+    return Encoded(
+        np.concatenate([one.embedding for one in done]),
+        np.concatenate([one.features for one in done]),
+        np.concatenate(looks) if looks else None,
+    )

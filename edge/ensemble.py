@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from edge.encoder import Encoder
 from edge.monitor import Watch
 from edge.triage import Scene
+from lineside import shapley
 from lineside.errors import ReleaseError
 from lineside.fusion import Encoded, Judgement, Normal
 from lineside.release import accept, self_test
+from lineside.states import States
 from lineside.windows import Window
 
 
@@ -22,7 +24,8 @@ class Ensemble:
     """Encoders by modality; `normal` and `watch` are None until commissioning is done, `commissioned_ns` is 0.
 
     `commissioned_ns` is when the last moment of commissioning began, and so tells one normal running from another;
-    `scenes` are the sensors' backgrounds in it.
+    `scenes` are the sensors' backgrounds in it; `states` is normal running in each state of the station that it has
+    learned, empty for one that tells of none; `recogniser` tells these states apart by what sensors show.
     """
 
     encoders: Mapping[str, Encoder]
@@ -30,6 +33,8 @@ class Ensemble:
     watch: Watch | None = None
     commissioned_ns: int = 0
     scenes: Mapping[str, Scene] = field(default_factory=dict)
+    states: Mapping[str, Normal] = field(default_factory=dict)
+    recogniser: States | None = None
 
     @property
     def versions(self) -> dict[str, str]:
@@ -50,19 +55,36 @@ class Ensemble:
         the hub keeps. Features do not travel.
         """
         found = {name: self.encoders[modality].encode(window[None]) for name, (modality, window) in prepared.items()}
-        return {
-            name: Encoded(one.embedding[0].astype("<f2").astype(np.float32), one.features[0])
-            for name, one in found.items()
-        }
+        one = {name: both.at(0) for name, both in found.items()}
+        return {name: each._replace(embedding=_as_sent(each.embedding)) for name, each in one.items()}
 
-    def judge(self, encoded: Mapping[str, Encoded]) -> Judgement | None:
-        """What the moment means; None before commissioning, or for sensors never seen together.
+    def judge(self, encoded: Mapping[str, Encoded], state: str = "") -> Judgement | None:
+        """What the moment means; None before commissioning, for sensors never seen together, or a state never learned.
 
-        A sensor that came after commissioning stays out until the device is commissioned again.
+        A sensor that came after commissioning stays out until the device is commissioned again. Without a state it is
+        judged by all normal running.
         """
-        if self.normal is None:
+        normal = self.states.get(state) if state else self.normal
+        if normal is None:
             return None
-        return self.normal.judge({name: one for name, one in encoded.items() if name in self.normal.coresets})
+        return normal.judge({name: one for name, one in encoded.items() if name in normal.coresets})
+
+    def recognise(self, encoded: Mapping[str, Encoded]) -> tuple[dict[str, float], dict[str, float]]:
+        """Probability of each state by what the sensors show, and what each sensor says for the likeliest (nats).
+
+        Both are empty where there are not two states, or no sensor that they were learned from.
+        """
+        known = self.recogniser
+        features = {name: one.features for name, one in encoded.items() if known and name in known.sensors}
+        if known is None or not features:
+            return {}, {}
+        logits = known.logits(features)
+        seen = dict(zip(known.names, known.probabilities(logits).tolist(), strict=True))
+        return seen, shapley.of_logits(logits, known.log_prior).contributions
+
+
+def _as_sent(embedding: NDArray[np.float32]) -> NDArray[np.float32]:
+    return embedding.astype("<f2").astype(np.float32)
 
 
 def admit(candidate: Encoder, running: Mapping[str, Encoder]) -> dict[str, Encoder]:

@@ -5,11 +5,13 @@ The same pipeline serves live sensors and recordings; what it decides depends on
 
 from __future__ import annotations
 
+import contextlib
 import io
 import zipfile
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -21,13 +23,17 @@ from edge.commissioning import Commissioning
 from edge.config import DeviceConfig
 from edge.ensemble import Ensemble
 from edge.monitor import Drift, Monitor
+from edge.station import Station
 from edge.triage import Seen
 from lineside import wire
 from lineside.clock import NS
+from lineside.contribution import Contributions, Summary
 from lineside.fusion import Encoded, Judgement
 from lineside.messages import Alarm, Embedding, Embeddings, Message, Score
 from lineside.quality import Quality
 from lineside.windows import Cutter, Moment, Moments, Samples, Window
+
+CONTRIBUTED = "contributed:"  # before the names of what is remembered of contributions
 
 
 @dataclass
@@ -53,7 +59,8 @@ class Pipeline:
 
     `ensemble` and `commissioning` may be replaced by another thread: each is read once a moment, so that no moment
     mixes two of them. While `commissioning` is set, good moments go there. `recent` are the moments that the next
-    alarm will be blamed by.
+    alarm will be blamed by. `station` is told, also by another thread, in which state the station is; a moment in which
+    that changes is neither judged nor learned from.
     """
 
     def __init__(self, config: DeviceConfig) -> None:
@@ -68,9 +75,12 @@ class Pipeline:
         self._alarms = Alarms.begin(config)
         self.ensemble: Ensemble | None = None
         self.commissioning: Commissioning | None = None
+        self.station = Station(config.device.states)
+        self._in_state: str | None = None
         self.counters = Counters()
         self._commissioned_ns = 0
         self.recent: deque[Seen] = deque(maxlen=config.alarm.of)
+        self.contributions = Contributions(tuple(self.modalities))
         self._monitor: Monitor | None = None
         self._recalled: dict[str, NDArray[np.generic]] = {}
 
@@ -96,6 +106,25 @@ class Pipeline:
         return out
 
     @property
+    def window_ns(self) -> int:
+        """Length of a window."""
+        return self._length_ns
+
+    @property
+    def problems(self) -> list[str]:
+        """What cannot be judged or watched, and why."""
+        told = self._monitor.problems if self._monitor else []
+        if self.ensemble is None or self.ensemble.normal is None:
+            return told
+        unknown = self.station.problem(self._in_state, self.ensemble.states)
+        return [*told, *(problem for problem in (unknown, _lopsided(self.contributed)) if problem)]
+
+    @property
+    def contributed(self) -> Summary:
+        """What each sensor has said of late, in the state that the station is in."""
+        return self.contributions.summary(self._in_state or "")
+
+    @property
     def monitor(self) -> Monitor | None:
         """What watches for slow change; None before commissioning."""
         return self._monitor
@@ -104,6 +133,7 @@ class Pipeline:
         """What a restart would lose, as an npz file: what the monitor has gathered, and which drift stands raised."""
         latched = Latched(self._commissioned_ns, dict(self._alarms.drift.active))
         arrays = self._monitor.state() if self._monitor else {}
+        arrays |= {CONTRIBUTED + name: array for name, array in self.contributions.state().items()}
         buffer = io.BytesIO()
         np.savez(buffer, latched=np.frombuffer(msgspec.json.encode(latched), np.uint8), **arrays)  # type: ignore[arg-type]
         return buffer.getvalue()
@@ -116,6 +146,9 @@ class Pipeline:
             latched = msgspec.json.decode(kept.pop("latched").tobytes(), type=Latched)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, msgspec.DecodeError) as error:
             raise ValueError(f"what the monitor had gathered cannot be read ({error})") from error
+        said = {name.removeprefix(CONTRIBUTED): kept.pop(name) for name in [*kept] if name.startswith(CONTRIBUTED)}
+        with contextlib.suppress(ValueError):  # of other sensors: they are counted anew
+            self.contributions.restore(said)
         self._recalled, self._commissioned_ns = kept, latched.commissioned_ns
         self._alarms.drift = replace(self._alarms.drift, active=latched.alarms)
 
@@ -127,6 +160,7 @@ class Pipeline:
         self.counters.moments += 1
         self._heard_ns = moment.end_ns
         ensemble = self.ensemble
+        state = self._in_state = self.station.at(moment.start_ns, moment.end_ns)
         bad = {name: _problems(moment, name) for name in self.modalities}
         good: dict[str, NDArray[np.generic]] = {}
         for name, window in moment.windows.items():
@@ -141,18 +175,24 @@ class Pipeline:
             alarms += self._watched(ensemble, moment.end_ns)
         out: list[Message] = []
         if ensemble is not None and good:
-            if (commissioning := self.commissioning) is not None:
-                commissioning.add(good, moment.start_ns)
+            if (commissioning := self.commissioning) is not None and state is not None:
+                commissioning.add(good, moment.start_ns, state)
+                commissioning.rehearse({name: moment.windows[name] for name in good})
             encoded = ensemble.encode({name: (self.modalities[name], window) for name, window in good.items()})
             self.counters.embedded += len(encoded)
             out.append(self._embeddings(moment, encoded, ensemble))
-            if (judgement := ensemble.judge(encoded)) is not None:
+            judgement = ensemble.judge(encoded, state) if state is not None else None
+            if judgement is not None:
                 absent = {
                     n: ", ".join(p) or "not commissioned" for n, p in bad.items() if n not in judgement.contributions
                 }
-                self.recent.append(Seen(judgement.single, judgement.pair, good))
-                drift = self._slow(judgement, encoded, moment.start_ns)
-                score = self._score(moment, judgement, absent, ensemble)
+                sounds = {n: window for n, window in moment.windows.items() if n in good and _heard(window)}
+                self.recent.append(Seen(judgement.single, judgement.pair, good, sounds))
+                drift = self._slow(judgement, encoded, moment.start_ns, state or "")
+                score = self._score(moment, judgement, absent, ensemble, state or "")
+                recognised, said = ensemble.recognise(encoded)
+                score = msgspec.structs.replace(score, states=recognised, state_contributions=said)
+                self.contributions.hear(judgement.contributions, state or "")
                 self.counters.scores += 1
                 out.append(score)
                 alarms += self._alarms.hear_score(score)
@@ -165,10 +205,19 @@ class Pipeline:
             return alarm
         if alarm.kind == "sensor":
             return msgspec.structs.replace(alarm, cause="sensor")
-        verdict = triage.decide(self.recent, ensemble.scenes)
+        suspect = alarm.top_sensor if alarm.subject == alarm.station else ""
+        verdict = triage.decide(self.recent, ensemble.scenes, partial(self._alone, ensemble), suspect)
         blamed = {"sensor": f"{verdict.sensor} itself", "process": "the process"}.get(verdict.cause, "undecided")
         told = f"{alarm.text} (cause: {blamed}; {verdict.why})"
         return msgspec.structs.replace(alarm, cause=verdict.cause, text=told)
+
+    def _alone(self, ensemble: Ensemble, window: Window) -> float:
+        """The evidence that one sensor's window gives alone, in the state that the station is in."""
+        prepared = ensemble.prepare(window)
+        assert prepared is not None  # it is as long as the moment's own window, which was judged
+        encoded = ensemble.encode({window.sensor: (window.modality, prepared)})
+        judged = ensemble.judge(encoded, self._in_state or "")
+        return judged.single[window.sensor] if judged is not None else np.inf
 
     def _watched(self, ensemble: Ensemble, end_ns: int) -> list[Alarm]:
         """Watch what there is to watch now; normal running that was learned anew clears the drift from the old one."""
@@ -182,14 +231,17 @@ class Pipeline:
         self._commissioned_ns = ensemble.commissioned_ns
         return self._alarms.commissioned(end_ns)
 
-    def _slow(self, judged: Judgement, encoded: Mapping[str, Encoded], start_ns: int) -> Drift | None:
-        """Slow change; none is looked for while the station is openly unlike normal: that alarm tells of it."""
-        if self._monitor is None:
+    def _slow(self, judged: Judgement, encoded: Mapping[str, Encoded], start_ns: int, state: str) -> Drift | None:
+        """Slow change; none is looked for while the station is openly unlike normal: that alarm tells of it.
+
+        Nor while it has not told which of its states it is in.
+        """
+        if self._monitor is None or (self.station.known and not state):
             return None
         if self._alarms.anomaly.active:
             self._monitor.reset()
             return None
-        return self._monitor.hear(judged, encoded, start_ns)
+        return self._monitor.hear(judged, encoded, start_ns, state)
 
     def _embeddings(self, moment: Moment, encoded: Mapping[str, Encoded], ensemble: Ensemble) -> Embeddings:
         made = []
@@ -205,7 +257,9 @@ class Pipeline:
             embeddings=made,
         )
 
-    def _score(self, moment: Moment, judged: Judgement, absent: dict[str, str], ensemble: Ensemble) -> Score:
+    def _score(
+        self, moment: Moment, judged: Judgement, absent: dict[str, str], ensemble: Ensemble, state: str
+    ) -> Score:
         return Score(
             device=self._config.device.id,
             station=self._config.device.station,
@@ -222,6 +276,7 @@ class Pipeline:
             versions=ensemble.versions,
             skew_ms=moment.skew_ns / 1e6,
             drift=self._monitor.gauges if self._monitor else {},
+            state=state,
         )
 
     def _with_evidence(self, alarm: Alarm, moment: Moment) -> Alarm:
@@ -235,3 +290,16 @@ def _problems(moment: Moment, sensor: str) -> tuple[str, ...]:
     """What keeps a sensor out of the fusion of one moment: nothing, its flags, or its absence."""
     window: Window | None = moment.windows.get(sensor)
     return tuple(sorted(window.flags)) if window is not None else ("absent",)
+
+
+def _heard(window: Window) -> bool:
+    return window.modality == "microphone"
+
+
+def _lopsided(summary: Summary) -> str:
+    """What is wrong when one sensor says nearly everything though others are there; empty when none does."""
+    if not summary.collapse:
+        return ""
+    sensor = max(summary.sensors, key=lambda name: summary.sensors[name].share)
+    share = summary.sensors[sensor].share
+    return f"{sensor} gives {share:.0%} of all evidence of late: look whether the other sensors still see the process"

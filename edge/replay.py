@@ -74,6 +74,7 @@ def commission(config: DeviceConfig, ensemble: Ensemble, recording: Recording) -
     pipeline = Pipeline(config)
     pipeline.ensemble = ensemble
     pipeline.commissioning = Commissioning.begin(pipeline.modalities, ensemble.encoders)
+    pipeline.station.hear_labels(recording.labels())
     for _ in through(pipeline, recorded(config, recording, faults=False)):
         pass
-    return pipeline.commissioning
+    return pipeline.commissioning.finished()

@@ -22,7 +22,7 @@ from edge.outbox import Outbox
 from lineside import mqtt, topics, wire
 from lineside.clock import NS, Clock
 from lineside.errors import WireError
-from lineside.messages import Command
+from lineside.messages import Command, StationState
 
 log = logging.getLogger(__name__)
 REMEMBERED = 256  # ids of requests
@@ -31,15 +31,23 @@ REMEMBERED = 256  # ids of requests
 class Uplink:
     """One MQTT connection of one device; reconnects by itself, and publishes only while connected.
 
-    `on_command` is called from the network thread with each new command; it must not block.
+    `on_command` is called from the network thread with each new command, `on_state` with each state that the station is
+    said to be in; neither may block.
     """
 
     def __init__(
-        self, config: DeviceConfig, base: Path, outbox: Outbox, clock: Clock, on_command: Callable[[Command], None]
+        self,
+        config: DeviceConfig,
+        base: Path,
+        outbox: Outbox,
+        clock: Clock,
+        on_command: Callable[[Command], None],
+        on_state: Callable[[StationState], None] = lambda _: None,
     ) -> None:
         device = config.device
         self._site, self._device = device.site, device.id
-        self._config, self._outbox, self._clock, self._on_command = config, outbox, clock, on_command
+        self._config, self._outbox, self._clock = config, outbox, clock
+        self._on_command, self._on_state = on_command, on_state
         self._cursor, self._progress_ns = 0, 0
         self._taken: deque[str] = deque(maxlen=REMEMBERED)
         self.connected = threading.Event()
@@ -83,7 +91,7 @@ class Uplink:
             log.warning("broker refuses %s: %s; check [broker] username and password_file", self._device, reason)
             return
         options = SubscribeOptions(qos=1, noLocal=True)
-        for kind in ("ack", "cmd"):  # subscriptions end with the connection, so they are made anew here
+        for kind in ("ack", "cmd", "state"):  # subscriptions end with the connection, so they are made anew here
             client.subscribe(topics.everything(self._site, self._device, kind), options=options)
         client.publish(self._topic("status"), "online", qos=1, retain=True)
         self._cursor, self._progress_ns = 0, self._clock.now_ns()
@@ -103,6 +111,8 @@ class Uplink:
             heard = wire.decode(kind, bytes(message.payload))
             if kind == "cmd":
                 self._asked(heard, place)
+            elif kind == "state":
+                self._on_state(heard)
             elif self._outbox.forget(heard.epoch, heard.ranges):
                 self._progress_ns = self._clock.now_ns()
                 self._wake.set()

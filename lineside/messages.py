@@ -44,7 +44,10 @@ class Score(Message, frozen=True):
     `contributions` are exact Shapley shares of `evidence` (product words, section 2); `without` is the p-value that
     the moment would have without that sensor; `agreements` are cosines, keyed `sensor+sensor`; `absent` gives the
     reason for each sensor that is not in the fusion; `limit` is the p-value at or below which a moment is anomalous;
-    `drift` is the evidence of slow change, 0 to 1 (an alarm), by sensor and by pair.
+    `drift` is the evidence of slow change, 0 to 1 (an alarm), by sensor and by pair; `state` is what the station said
+    of itself, by whose normal running the moment was judged ("": by all of it); `states` is the probability of each
+    state that was learned, as the sensors see it, `state_contributions` what each sensor says for the likeliest (nats:
+    Shapley values of state logits).
     """
 
     station: str
@@ -61,6 +64,9 @@ class Score(Message, frozen=True):
     versions: dict[str, str]
     skew_ms: float
     drift: dict[str, float] = {}
+    state: str = ""
+    states: dict[str, float] = {}
+    state_contributions: dict[str, float] = {}
 
 
 AlarmKind = Literal["anomaly", "drift", "sensor"]
@@ -71,10 +77,12 @@ AlarmCause = Literal["", "sensor", "process", "undecided"]
 class Alarm(Message, frozen=True):
     """A change of an alarm's state. The same `key` names the same event from raise to clear.
 
-    `subject` is the station for an anomaly, the sensor for a sensor alarm, a sensor or a pair `a+b` for drift;
-    `top_sensor` and `top_modality` name the largest contribution; `limits` are the thresholds in force; `pictures` are
-    small JPEGs by sensor, sent only when the device may send evidence; `cause` says of a raised alarm whether a sensor
-    or the process that it watches is at fault (edge.triage).
+    `subject` is the station for an anomaly, the sensor for a sensor alarm; for drift a sensor, a pair `a+b`, or the
+    station; `top_sensor` and `top_modality` name the largest contribution; `limits` are the thresholds in force;
+    `pictures` are small JPEGs by sensor, sent only when the device may send evidence; `cause` says of a raised alarm
+    whether a sensor or the process that it watches is at fault (edge.triage). `effect` is the size of a drift in
+    standard deviations of what drifted, 0 where its spread changed; `trace` is its course in the same, in equal spans
+    from before the onset.
     """
 
     station: str
@@ -94,6 +102,8 @@ class Alarm(Message, frozen=True):
     text: str
     pictures: dict[str, bytes] = {}
     cause: AlarmCause = ""
+    effect: float = 0.0
+    trace: list[float] = []
 
 
 class SensorHealth(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,11 +126,22 @@ class EncoderHealth(msgspec.Struct, frozen=True, kw_only=True):
     provider: str
 
 
+class Contribution(msgspec.Struct, frozen=True):
+    """What a sensor has said of late (lineside.contribution.Aggregate): `signed` and `sd` in nats, the rest 0 to 1."""
+
+    share: float
+    signed: float
+    sd: float
+    availability: float
+
+
 class Health(Message, frozen=True, kw_only=True):
     """The device's own account of itself; counters count since the agent started.
 
     Of `windows` that were cut, `embedded` were well and had an encoder; only those are sent. `drift` says how far the
-    watch for slow change is: still learning what is ordinary, or watching.
+    watch for slow change is: still learning what is ordinary, or watching. `contributions` is by sensor, in the
+    station's present state, empty until enough is known; `effective_sensors` is as how many equal ones they count.
+    `sensitivity` says in sentences how well faults are seen, with all sensors and without some of them.
     """
 
     station: str
@@ -135,6 +156,9 @@ class Health(Message, frozen=True, kw_only=True):
     moments: int
     scores: int
     drift: str = ""
+    contributions: dict[str, Contribution] = {}
+    effective_sensors: float | None = None
+    sensitivity: list[str] = []
     outbox_messages: int
     outbox_bytes: int
     dropped_messages: int
@@ -158,6 +182,13 @@ class Ack(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     epoch: int
     ranges: list[tuple[int, int]]
+
+
+class StationState(msgspec.Struct, frozen=True):
+    """What a station, or a gateway to its PLC, says of itself: a product, `idle`; 0 for `since_ns` means since now."""
+
+    state: str
+    since_ns: int = 0
 
 
 CommandStatus = Literal["init", "executing", "successful", "failed"]

@@ -20,7 +20,7 @@ import paho.mqtt.client as paho
 from lineside import topics, wire
 from lineside.clock import NS, Clock
 from lineside.errors import BrokerError, ReleaseError, WireError
-from lineside.messages import Command, Health
+from lineside.messages import Command, Health, StationState
 from lineside.mqtt import BrokerConfig, client, connect
 
 ANSWER_S = 10.0
@@ -89,6 +89,14 @@ class Operator:
                     self._publish(topic, b"")  # an empty retained message: nobody acts on this request later
         return [ended.get(device, Outcome(device, "silent")) for device in devices]
 
+    def tell_state(self, devices: Sequence[str], state: str) -> None:
+        """Say that the stations of these devices are in `state` from now on; it is retained for a device that is away.
+
+        Raises BrokerError when the broker does not take it.
+        """
+        for device in devices:
+            self._publish(topics.name(self._site, device, "state"), wire.encode(StationState(state)))
+
     def survey(self, listen_s: float = LISTEN_S) -> dict[str, Report]:
         """What is retained of every device of the line, after listening for `listen_s`."""
         self._clock.sleep(listen_s)
@@ -115,7 +123,7 @@ class Operator:
         return ended
 
     def _publish(self, topic: str, payload: bytes) -> None:
-        row = topics.TOPICS["cmd"]
+        row = topics.TOPICS["cmd"]  # as all that an operator writes
         try:
             sent = self._client.publish(topic, payload, qos=row.qos, retain=row.retain)
             sent.wait_for_publish(ANSWER_S)

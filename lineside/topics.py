@@ -1,6 +1,7 @@
 """The table of MQTT topics: who writes what, how it is encoded, how it is delivered.
 
 lineside/v1/{site}/{device}/{kind}            device, hub
+lineside/v1/{site}/{device}/state             operator (or the PLC's gateway, under that role)
 lineside/v1/{site}/{device}/cmd/{op}/{id}     operator and device
 """
 
@@ -12,7 +13,7 @@ from typing import Literal
 import msgspec
 
 from lineside.errors import WireError
-from lineside.messages import Ack, Alarm, Command, Embeddings, Health, Score, Tombstone
+from lineside.messages import Ack, Alarm, Command, Embeddings, Health, Score, StationState, Tombstone
 
 ROOT = "lineside/v1"
 Writer = Literal["device", "hub", "operator"]
@@ -43,6 +44,7 @@ TOPICS: dict[str, Topic] = {
         Topic("tombstone", Tombstone, "json", 1, False, ("device",), ("hub",), stored=True),
         Topic("status", None, "text", 1, True, ("device",), ("hub", "operator"), stored=False),
         Topic("ack", Ack, "json", 1, False, ("hub",), ("device",), stored=False),
+        Topic("state", StationState, "json", 1, True, ("operator",), ("device", "operator"), stored=False),
         Topic("cmd", Command, "json", 1, True, ("operator", "device"), ("device", "operator"), stored=False, depth=2),
     )
 }

@@ -7,7 +7,7 @@ import http.server
 import shutil
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -19,6 +19,7 @@ from onnx import helper
 from deploy import repository
 from deploy.repository import Repository
 from edge.changeover import Changeover
+from edge.commissioning import MOST_MOMENTS
 from edge.config import CommissioningSettings, DeviceConfig, DeviceSettings, RepositorySettings, SensorSettings
 from edge.pipeline import Pipeline
 from edge.replay import simulated, through
@@ -211,3 +212,38 @@ def test_commissioning_from_live_moments_begins_anew_when_they_do_not_suffice(be
     assert pipeline.commissioning is None
     assert pipeline.ensemble is not None
     assert pipeline.ensemble.normal is not None
+
+
+def test_commissioning_again_may_keep_what_is_known(bench: Bench) -> None:
+    config = msgspec.structs.replace(bench.changeover.config, commissioning=CommissioningSettings(minutes=0.1))
+    pipeline = Pipeline(config)
+    again = Changeover(config, bench.folder, pipeline, bench.slots, None)
+    again.begin()
+    known = again.commissioning
+    assert known is not None
+    for keep, expected in ((True, len(known.moments) + 50), (False, 50)):
+        again.commission_again(keep=keep)
+        live = pipeline.commissioning
+        assert live is not None
+        for moment, start_ns in zip(known.moments[:50], known.start_ns[:50], strict=True):
+            live.add(moment, start_ns + 10**15)
+        assert again.finish_commissioning()
+        assert again.commissioning is not None
+        assert len(again.commissioning.moments) == expected == len(again.commissioning.states)
+        assert pipeline.ensemble is not None
+        assert pipeline.ensemble.commissioned_ns == live.start_ns[-1]
+        kept = again.kept()
+        assert kept is not None
+        assert len(kept.moments) == expected
+    assert again.contract is None  # nothing was rehearsed in these: it is told, and the line is judged all the same
+
+
+def test_what_is_kept_is_bounded(bench: Bench) -> None:
+    known = bench.changeover.commissioning
+    assert known is not None
+    many = replace(known, moments=known.moments[:1] * 5_000, start_ns=[*range(5_000)], states=[""] * 5_000, faulty=())
+    both = replace(known, faulty=()).after(many)
+    assert len(both.moments) == len(both.start_ns) == len(both.states) <= MOST_MOMENTS
+    assert both.start_ns[-len(known.moments) :] == known.start_ns  # what is new stays whole
+    with pytest.raises(LinesideError, match="other sensors"):
+        replace(known, modalities={"cam0": "camera"}).after(known)

@@ -20,7 +20,7 @@ from deploy.repository import Pointed
 from lineside import config, mqtt, topics, wire
 from lineside.clock import SystemClock
 from lineside.errors import BrokerError, ConfigError, ReleaseError
-from lineside.messages import Command, EncoderHealth, Health
+from lineside.messages import Command, EncoderHealth, Health, StationState
 from lineside.operator import Operator, Outcome, Report, check
 from lineside.plant import BrokerProcess, PlantConfig
 from tests import tiny_encoder
@@ -310,6 +310,22 @@ def test_the_commands_publish_roll_out_and_take_back(plant: PlantConfig, base: P
     assert repository.of(plant, base, SystemClock()).pointed()["camera"].version == 1
     with pytest.raises(ConfigError, match="edge-9"):
         lineside("rollback", "--config", file, "--modality", "camera", "--device", "edge-9")
+
+
+def test_a_state_is_told_and_retained(plant: PlantConfig, base: Path, device) -> None:
+    file = base / "plant.toml"
+    file.write_text(f'site = "line1"\ndevices = ["edge-1", "edge-2"]\n[broker]\nport = {plant.broker.port}\n')
+    assert CliRunner().invoke(app, ["init", str(base)]).exit_code == 0
+    told = lineside("state", "product b", "--config", file, "--device", "edge-1")
+    assert told == {"state": "product b", "devices": ["edge-1"]}
+    heard: list[tuple[str, StationState]] = []
+    for name in plant.devices:
+        client = device(name, obeys).client
+        client.on_message = lambda _c, _d, m: heard.append((m.topic, wire.decode("state", m.payload)))
+        client.subscribe(topics.everything(plant.site, name, "state"), 1)
+    _until(lambda: bool(heard))
+    time.sleep(0.2)
+    assert heard == [(topics.name(plant.site, "edge-1", "state"), StationState("product b"))]
 
 
 def test_a_rollback_without_broker_moves_no_pointer(base: Path, tmp_path: Path) -> None:

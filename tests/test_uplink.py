@@ -19,7 +19,7 @@ from edge.outbox import Outbox
 from edge.uplink import Uplink, finished
 from lineside import mqtt, topics, wire
 from lineside.clock import NS, SystemClock
-from lineside.messages import Ack, Command, Embedding, Embeddings, Message
+from lineside.messages import Ack, Command, Embedding, Embeddings, Message, StationState
 from lineside.ranges import merge
 from tests.line_broker import LineBroker, wait
 from tests.line_device import SENSORS, SITE
@@ -77,7 +77,7 @@ class Listener:
 
 
 class Device:
-    """Outbox and uplink as the agent holds them; `commands` are those that came to it."""
+    """Outbox and uplink as the agent holds them; `commands` and `states` are those that came to it."""
 
     def __init__(self, line: LineBroker, state: Path, *, window: int = 64, resend_s: float = 0.8) -> None:
         config = DeviceConfig(
@@ -87,8 +87,9 @@ class Device:
             outbox=OutboxSettings(window=window, resend_s=resend_s),
         )
         self.commands: list[Command] = []
+        self.states: list[StationState] = []
         self.outbox = Outbox(state / "outbox.db", NAME, 10**9, SystemClock())
-        self.uplink = Uplink(config, line.folder, self.outbox, SystemClock(), self.commands.append)
+        self.uplink = Uplink(config, line.folder, self.outbox, SystemClock(), self.commands.append, self.states.append)
         self.uplink.start()
 
     def put(self, *numbers: int) -> None:
@@ -261,6 +262,20 @@ def test_a_command_that_waits_is_not_taken_again_after_a_reconnection(
     assert wait(lambda: device.uplink.connected.is_set() and operator.commands == [asked])
     time.sleep(0.3)
     assert device.commands == [asked]
+
+
+def test_what_the_station_says_of_itself_is_heard_also_by_a_device_that_comes_later(
+    line: LineBroker, operator: Listener, tmp_path: Path
+) -> None:
+    operator.say("state", wire.encode(StationState("product b", 7)), retain=True)
+    device = Device(line, tmp_path / "later")
+    try:
+        assert wait(lambda: device.states == [StationState("product b", 7)])
+        operator.say("state", b"[]")
+        operator.say("state", b'{"state":"idle"}')
+        assert wait(lambda: device.states[1:] == [StationState("idle")])
+    finally:
+        device.stop()
 
 
 GARBAGE = [

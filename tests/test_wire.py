@@ -11,7 +11,18 @@ from hypothesis.extra import numpy as hnp
 
 from lineside import topics, wire
 from lineside.errors import WireError
-from lineside.messages import Ack, Alarm, Command, Embedding, Embeddings, Health, Message, Score, Tombstone
+from lineside.messages import (
+    Ack,
+    Alarm,
+    Command,
+    Embedding,
+    Embeddings,
+    Health,
+    Message,
+    Score,
+    StationState,
+    Tombstone,
+)
 
 HEAD = {"device": "edge-1", "epoch": 3, "seq": 7}
 EXAMPLES = {
@@ -72,6 +83,7 @@ EXAMPLES = {
     ),
     "tombstone": Tombstone(**HEAD, ranges=[(1, 4)], reason="outbox full", time_ns=5),
     "ack": Ack(device="edge-1", epoch=3, ranges=[(1, 4), (6, 6)]),
+    "state": StationState("product b", 7),
     "cmd": Command(id="1", op="rollback", args={"modality": "camera"}),
 }
 
