@@ -10,17 +10,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from edge.config import DeviceConfig, DeviceSettings, SensorSettings
+from edge.evaluation.line import SENSORS, START_NS, config
 from edge.importers import import_recording
 from edge.replay import simulated
 from export import bundle
-from lineside.clock import NS, SystemClock
+from lineside.clock import SystemClock
 from lineside.recording import About, Recorder
 from trainer.plan import DefectSettings, LossSettings, Plan, RecordingPart
 from trainer.stage import run_stage
 
-SENSORS = {"cam0": "camera", "mic0": "microphone"}
-START_NS = 1_700_000_000 * NS
 TRAIN_S, COMMISSION_S, LINE_EPOCHS, DIGIT_EPOCHS, DIGITS = 120, 240, 40, 8, 4500
 
 
@@ -64,10 +62,8 @@ def _export(plan: Plan, out: Path) -> None:
 
 
 def _simulated(path: Path, seconds: int, seed: int) -> Path:
-    sensors = [SensorSettings(name=n, modality=m, source="simulation", seed=seed) for n, m in SENSORS.items()]
-    config = DeviceConfig(device=DeviceSettings(id="bench", site="bench", station="press"), sensors=sensors)
     with Recorder(path, About(station="press", sensors=SENSORS)) as recorder:
-        for samples in simulated(config, path.parent, START_NS, seconds):
+        for samples in simulated(config(seed), path.parent, START_NS, seconds):
             recorder.write(samples)
     return path
 

@@ -252,9 +252,14 @@ def _unlike(
         contributions=dict(contributions),
         versions=score.versions,
         limits=limits,
-        text=f"{score.station} is {told}: {share:.0%} of the evidence comes from {top} ({modality}); "
-        f"look at the picture and listen, then tell real or not real",
+        text=f"{score.station} is {told}: {share:.0%} of the evidence comes from {top} ({modality})"
+        f"{_bound(score)}; look at the picture and listen, then tell real or not real",
     )
+
+
+def _bound(score: Score) -> str:
+    """How sure a p-value beyond the calibration is."""
+    return "" if score.p_upper is None else f", p = {score.p_value:.1g} (at most {score.p_upper:.1g}, 95 %)"
 
 
 @dataclass

@@ -159,8 +159,28 @@ class Pipeline:
     def _moment(self, moment: Moment) -> list[Message]:
         self.counters.moments += 1
         self._heard_ns = moment.end_ns
-        ensemble = self.ensemble
-        state = self._in_state = self.station.at(moment.start_ns, moment.end_ns)
+        ensemble, state = self.ensemble, self.station.at(moment.start_ns, moment.end_ns)
+        self._in_state = state
+        good, bad = self._prepared(moment, ensemble)
+        alarms = self._alarms.hear_sensors(moment.end_ns, bad, ensemble.versions if ensemble else {})
+        if ensemble is not None:
+            alarms += self._watched(ensemble, moment.end_ns)
+        out: list[Message] = []
+        if ensemble is not None and good:
+            encoded = ensemble.encode({name: (self.modalities[name], window) for name, window in good.items()})
+            self.counters.embedded += len(encoded)
+            out.append(self._embeddings(moment, encoded, ensemble))
+            if state is not None:
+                self._learn(moment, good, state)
+                score, changes = self._judge(moment, good, encoded, bad, ensemble, state)
+                out += [score] if score else []
+                alarms += changes
+        return out + [self._with_evidence(self._with_cause(alarm, ensemble), moment) for alarm in alarms]
+
+    def _prepared(
+        self, moment: Moment, ensemble: Ensemble | None
+    ) -> tuple[dict[str, NDArray[np.generic]], dict[str, tuple[str, ...]]]:
+        """Encoder inputs of the sensors that are well, and by sensor what is wrong (nothing: it is well)."""
         bad = {name: _problems(moment, name) for name in self.modalities}
         good: dict[str, NDArray[np.generic]] = {}
         for name, window in moment.windows.items():
@@ -170,34 +190,34 @@ class Pipeline:
                 bad[name] = ("unfit",)
             else:
                 good[name] = prepared
-        alarms = self._alarms.hear_sensors(moment.end_ns, bad, ensemble.versions if ensemble else {})
-        if ensemble is not None:
-            alarms += self._watched(ensemble, moment.end_ns)
-        out: list[Message] = []
-        if ensemble is not None and good:
-            if (commissioning := self.commissioning) is not None and state is not None:
-                commissioning.add(good, moment.start_ns, state)
-                commissioning.rehearse({name: moment.windows[name] for name in good})
-            encoded = ensemble.encode({name: (self.modalities[name], window) for name, window in good.items()})
-            self.counters.embedded += len(encoded)
-            out.append(self._embeddings(moment, encoded, ensemble))
-            judgement = ensemble.judge(encoded, state) if state is not None else None
-            if judgement is not None:
-                absent = {
-                    n: ", ".join(p) or "not commissioned" for n, p in bad.items() if n not in judgement.contributions
-                }
-                sounds = {n: window for n, window in moment.windows.items() if n in good and _heard(window)}
-                self.recent.append(Seen(judgement.single, judgement.pair, good, sounds))
-                drift = self._slow(judgement, encoded, moment.start_ns, state or "")
-                score = self._score(moment, judgement, absent, ensemble, state or "")
-                recognised, said = ensemble.recognise(encoded)
-                score = msgspec.structs.replace(score, states=recognised, state_contributions=said)
-                self.contributions.hear(judgement.contributions, state or "")
-                self.counters.scores += 1
-                out.append(score)
-                alarms += self._alarms.hear_score(score)
-                alarms += self._alarms.hear_drift(drift, score) if drift else []
-        return out + [self._with_evidence(self._with_cause(alarm, ensemble), moment) for alarm in alarms]
+        return good, bad
+
+    def _learn(self, moment: Moment, good: dict[str, NDArray[np.generic]], state: str) -> None:
+        if (commissioning := self.commissioning) is not None:
+            commissioning.add(good, moment.start_ns, state)
+            commissioning.rehearse({name: moment.windows[name] for name in good})
+
+    def _judge(
+        self,
+        moment: Moment,
+        good: dict[str, NDArray[np.generic]],
+        encoded: Mapping[str, Encoded],
+        bad: Mapping[str, tuple[str, ...]],
+        ensemble: Ensemble,
+        state: str,
+    ) -> tuple[Score | None, list[Alarm]]:
+        """The score of a moment and what it changes in alarms; none where these sensors or this state are not known."""
+        if (judged := ensemble.judge(encoded, state)) is None:
+            return None, []
+        absent = {n: ", ".join(p) or "not commissioned" for n, p in bad.items() if n not in judged.contributions}
+        sounds = {n: moment.windows[n] for n in good if self.modalities[n] == "microphone"}
+        self.recent.append(Seen(judged.single, judged.pair, good, sounds))
+        self.contributions.hear(judged.contributions, state)
+        drift = self._slow(judged, encoded, moment.start_ns, state)
+        score = self._score(moment, judged, encoded, absent, ensemble, state)
+        self.counters.scores += 1
+        changes = self._alarms.hear_score(score)
+        return score, changes + (self._alarms.hear_drift(drift, score) if drift else [])
 
     def _with_cause(self, alarm: Alarm, ensemble: Ensemble | None) -> Alarm:
         """Who is to blame, for an alarm that is raised: what is flagged is the sensor itself."""
@@ -258,8 +278,15 @@ class Pipeline:
         )
 
     def _score(
-        self, moment: Moment, judged: Judgement, absent: dict[str, str], ensemble: Ensemble, state: str
+        self,
+        moment: Moment,
+        judged: Judgement,
+        encoded: Mapping[str, Encoded],
+        absent: dict[str, str],
+        ensemble: Ensemble,
+        state: str,
     ) -> Score:
+        recognised, said = ensemble.recognise(encoded)
         return Score(
             device=self._config.device.id,
             station=self._config.device.station,
@@ -267,6 +294,7 @@ class Pipeline:
             end_ns=moment.end_ns,
             evidence=judged.evidence,
             p_value=judged.p_value,
+            p_upper=judged.p_upper,
             limit=self._config.alarm.p_limit,
             contributions=judged.contributions,
             without=judged.without,
@@ -277,6 +305,8 @@ class Pipeline:
             skew_ms=moment.skew_ns / 1e6,
             drift=self._monitor.gauges if self._monitor else {},
             state=state,
+            states=recognised,
+            state_contributions=said,
         )
 
     def _with_evidence(self, alarm: Alarm, moment: Moment) -> Alarm:
@@ -290,10 +320,6 @@ def _problems(moment: Moment, sensor: str) -> tuple[str, ...]:
     """What keeps a sensor out of the fusion of one moment: nothing, its flags, or its absence."""
     window: Window | None = moment.windows.get(sensor)
     return tuple(sorted(window.flags)) if window is not None else ("absent",)
-
-
-def _heard(window: Window) -> bool:
-    return window.modality == "microphone"
 
 
 def _lopsided(summary: Summary) -> str:

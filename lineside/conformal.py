@@ -188,6 +188,8 @@ def beta_upper(hits: int, n: int, confidence: float) -> float:
     """
     if hits >= n:
         return 1.0
+    if not hits:
+        return -math.expm1(math.log1p(-confidence) / n)
     i = np.arange(1, hits + 1)
     log_choose = np.concatenate([[0.0], np.cumsum(np.log((n - i + 1) / i))])
     count = np.arange(hits + 1)

@@ -49,7 +49,7 @@ class Judgement:
     """What one moment means: see lineside.messages.Score for the fields.
 
     `single` is the evidence of each sensor alone, `pair` that of each pair's agreement, keyed `sensor+sensor`; their
-    sum is `evidence`.
+    sum is `evidence`. `p_upper` is what the p-value is at most (95 %) where it rests on a fitted tail, else None.
     """
 
     evidence: float
@@ -59,6 +59,7 @@ class Judgement:
     agreements: dict[str, float]
     single: dict[str, float]
     pair: dict[str, float]
+    p_upper: float | None = None
 
 
 @dataclass(frozen=True)
@@ -130,15 +131,17 @@ class Normal:
         }
         single = {m: self._alone(m, encoded[m]) for m in sorted(members)}
         pair = {p: self.pairs[p].evidence(-cosine) for p, cosine in cosines.items()}
-        evidence = sum(single.values()) + sum(pair.values())
+        evidence, known = sum(single.values()) + sum(pair.values()), self.fused[members]
+        p_value = known.p_value(evidence)
         return Judgement(
             evidence=evidence,
-            p_value=self.fused[members].p_value(evidence),
+            p_value=p_value,
             contributions=shapley.of_evidence(single, pair),
             without={m: self._p_without(m, single, pair) for m in single if members - {m} in self.fused},
             agreements={"+".join(p): cosine for p, cosine in cosines.items()},
             single=single,
             pair={"+".join(p): a for p, a in pair.items()},
+            p_upper=known.p_upper(evidence) if p_value < known.reach else None,
         )
 
     def _alone(self, sensor: str, one: Encoded) -> float:

@@ -43,11 +43,12 @@ class Score(Message, frozen=True):
 
     `contributions` are exact Shapley shares of `evidence` (product words, section 2); `without` is the p-value that
     the moment would have without that sensor; `agreements` are cosines, keyed `sensor+sensor`; `absent` gives the
-    reason for each sensor that is not in the fusion; `limit` is the p-value at or below which a moment is anomalous;
-    `drift` is the evidence of slow change, 0 to 1 (an alarm), by sensor and by pair; `state` is what the station said
-    of itself, by whose normal running the moment was judged ("": by all of it); `states` is the probability of each
-    state that was learned, as the sensors see it, `state_contributions` what each sensor says for the likeliest (nats:
-    Shapley values of state logits).
+    reason for each sensor that is not in the fusion; `p_upper` is what the p-value is at most (95 %) where it is too
+    small to be counted among normal windows and rests on a fitted tail; `limit` is the p-value at or below which a
+    moment is anomalous; `drift` is the evidence of slow change, 0 to 1 (an alarm), by sensor and by pair; `state` is
+    what the station said of itself, by whose normal running the moment was judged ("": by all of it); `states` is the
+    probability of each state that was learned, as the sensors see it, `state_contributions` what each sensor says for
+    the likeliest (nats: Shapley values of state logits).
     """
 
     station: str
@@ -65,6 +66,7 @@ class Score(Message, frozen=True):
     skew_ms: float
     drift: dict[str, float] = {}
     state: str = ""
+    p_upper: float | None = None
     states: dict[str, float] = {}
     state_contributions: dict[str, float] = {}
 

@@ -26,7 +26,17 @@ import pytest
 from lineside import config as toml
 from lineside import mqtt, topics, wire
 from lineside.clock import NS
-from lineside.messages import Alarm, Embedding, Embeddings, EncoderHealth, Health, Message, Score, SensorHealth
+from lineside.messages import (
+    Alarm,
+    Contribution,
+    Embedding,
+    Embeddings,
+    EncoderHealth,
+    Health,
+    Message,
+    Score,
+    SensorHealth,
+)
 from lineside.plant import PlantConfig
 
 ROOT = Path(__file__).parent.parent
@@ -195,6 +205,10 @@ class Device:
             windows=self.seq,
             moments=self.seq // 2,
             scores=self.seq // 2,
+            drift="42 of 42 channels are watched",
+            contributions={"cam0": Contribution(0.6, 1.2, 0.3, 1.0), "mic0": Contribution(0.4, 0.8, 0.3, 1.0)},
+            effective_sensors=1.96,
+            sensitivity=["all sensors: mean AUROC 0.97 of 12 process faults"],
             outbox_messages=3,
             outbox_bytes=4000,
             dropped_messages=0,
@@ -373,6 +387,8 @@ def test_an_operator_sees_the_alarm_and_acknowledges_it(
         button.click()
         event.get_by_text("ACTIVE_ACK").wait_for(timeout=5_000)
         assert event.locator("img").evaluate("image => image.naturalWidth") == 160
+        for told in ("42 of 42 channels are watched", "cam0 60%, mic0 40%", "mean AUROC 0.97 of 12 process faults"):
+            page.get_by_text(told).first.wait_for(timeout=5_000)
         page.wait_for_timeout(2_500)
         drawn = page.evaluate(
             "[...document.querySelectorAll('.nicegui-echart')].map(e => getElement(+e.id.slice(1)).chart.getOption()"

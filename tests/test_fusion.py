@@ -137,3 +137,14 @@ def test_moments_with_gaps_are_used_and_too_few_are_refused():
     running["cam0"].features[:] = np.nan
     with pytest.raises(ValueError, match="cam0: 0 normal windows"):
         Normal.fit(running, 16)
+
+
+def test_a_p_value_beyond_what_normal_windows_count_comes_with_its_bound():
+    normal = Normal.fit(normal_running(), 64)
+    far = -100 * at(normal_running(), 0)["cam0"].features
+    beyond = normal.judge({"cam0": Encoded(far, far)})
+    assert beyond.p_value < normal.fused[frozenset({"cam0"})].reach
+    assert beyond.p_value < beyond.p_upper < 0.1
+    within = [normal.judge(at(normal_running(), i)) for i in range(40)]
+    assert any(one.p_upper is None for one in within)
+    assert all(one.p_upper is None or one.p_upper >= one.p_value for one in within)

@@ -31,8 +31,8 @@ class Benchmark:
 def _line(data: Path, encoders: Path) -> list[Section]:
     loaded = load(encoders)
     recording = Recording(encoders / "commissioning.mcap")
-    known = commission(tour.device(COMMISSIONED), loaded, recording).ensemble(
-        loaded.encoders, tour.device(COMMISSIONED)
+    known = commission(line.config(COMMISSIONED), loaded, recording).ensemble(
+        loaded.encoders, line.config(COMMISSIONED)
     )
     return [tour.evaluate(loaded, recording), line.confusion(known, SEEDS, workers=os.cpu_count() or 1)]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from edge.config import DeviceConfig, DeviceSettings, Modality, SensorSettings
+from edge.config import DeviceConfig
 from edge.ensemble import Ensemble
-from edge.evaluation import recorded
+from edge.evaluation import line, recorded
+from edge.evaluation.line import START_NS
 from edge.evaluation.section import Section
 from edge.faults import FAULTS, Injector
 from edge.pipeline import Pipeline
@@ -16,25 +17,17 @@ from lineside.clock import NS
 from lineside.recording import Label, Recording
 from lineside.windows import Samples
 
-SENSORS: dict[str, Modality] = {"cam0": "camera", "mic0": "microphone"}
-START_NS = 1_700_000_000 * NS
 LEAD_S, FAULT_S, PAUSE_S = 300, 15, 25  # well at first; then each fault, and well again
 
 
 def evaluate(ensemble: Ensemble, commissioning: Recording, seed: int = 77) -> Section:
     """Faults seen by a device with the encoders of `ensemble`, commissioned on a recording of another run."""
-    config = device(seed)
+    config = line.config(seed)
     known = commission(config, ensemble, commissioning)
     pipeline = Pipeline(config)
     pipeline.ensemble = known.ensemble(ensemble.encoders, config)
     found = recorded.run(config, pipeline, _stream(config), labels())
     return recorded.evaluate(found, config, pipeline.ensemble, known, "Simulated line: every fault in turn")
-
-
-def device(seed: int) -> DeviceConfig:
-    """A device with camera and microphone on the simulated line's run `seed`."""
-    sensors = [SensorSettings(name=n, modality=m, source="simulation", seed=seed) for n, m in SENSORS.items()]
-    return DeviceConfig(device=DeviceSettings(id="bench", site="bench", station="press"), sensors=sensors)
 
 
 def labels() -> list[Label]:

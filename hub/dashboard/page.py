@@ -8,7 +8,7 @@ from hub.alarms import Event
 from hub.dashboard import controls, style
 from hub.dashboard.charts import Charts
 from hub.dashboard.events import Events
-from hub.dashboard.panels import Encoders, Header, Sensors, Tile
+from hub.dashboard.panels import Encoders, Header, Sensors, Tile, Watching
 from hub.line import Hub
 from hub.watch import Line
 from lineside.messages import EncoderHealth
@@ -46,6 +46,7 @@ class Page:
         with ui.element("div").classes("l-two"):
             self._sensors = Sensors()
             self._encoders = Encoders(self._roll_back)
+        self._watching = Watching()
         self._show(hub.look())
 
     async def tick(self) -> None:
@@ -60,6 +61,7 @@ class Page:
         self._events.show(line)
         self._sensors.show(line)
         self._encoders.show(line)
+        self._watching.show(line)
 
     def _show_tiles(self, line: Line) -> None:
         """Worst station first; without a choice of the operator's the worst one is on the charts."""

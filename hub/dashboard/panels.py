@@ -11,7 +11,7 @@ from hub.dashboard import style
 from hub.dashboard.charts import log_p
 from hub.line import Hub
 from hub.watch import WORDS, Line, Station
-from lineside.messages import EncoderHealth, SensorHealth
+from lineside.messages import EncoderHealth, Health, SensorHealth
 
 
 class Header:
@@ -157,6 +157,41 @@ def _sensor_row(device: str, live: bool, name: str, sensor: SensorHealth) -> Non
     ui.label(f"{sensor.windows:,}").classes("l-mono")
     ui.label(f"{sensor.dropped_samples:,}").classes("l-mono")
     ui.label(sensor.problem or "–").classes("l-soft" if well else "")
+
+
+class Watching:
+    """What each device watches for besides: slow change, what its sensors say of late, which faults they would see."""
+
+    HEAD = ("Device", "Slow change", "Shares of evidence", "Faults that would be seen", "Problems")
+    WIDTHS = "auto minmax(140px, 1fr) auto minmax(200px, 2fr) minmax(160px, 2fr)"
+
+    def __init__(self) -> None:
+        self._table = Table("Watching", self.HEAD, self.WIDTHS)
+
+    def show(self, line: Line) -> None:
+        """Rebuild the table when something in it changed."""
+        rows = [
+            (each.device, each.health_live, each.health.drift, shares(each.health), seen, tuple(each.health.problems))
+            for each in sorted(line.stations, key=lambda each: each.device)
+            if each.health is not None
+            for seen in [tuple(each.health.sensitivity)]
+        ]
+        self._table.show(rows, _watching_row)
+
+
+def shares(health: Health) -> str:
+    """How much each sensor has said of late, in hundredths."""
+    return ", ".join(f"{name} {one.share:.0%}" for name, one in sorted(health.contributions.items()))
+
+
+def _watching_row(
+    device: str, live: bool, drift: str, said: str, seen: tuple[str, ...], problems: tuple[str, ...]
+) -> None:
+    ui.label(device)
+    ui.label((drift or "–") if live else "not known now")
+    ui.label(said or "–").classes("l-mono")
+    ui.label("; ".join(seen) or "–").classes("l-soft")
+    ui.label("; ".join(problems) or "–").classes("" if problems else "l-soft")
 
 
 class Encoders:
