@@ -131,7 +131,13 @@ def strange(found: Run, ensemble: Ensemble, known: Commissioning) -> Table:
     for kind in kinds:
         areas = [_area(value, truths == "", truths == kind) for value in scores.values()]
         rows.append((kind, int((truths == kind).sum()), *areas))
-    told = f"AUROC against the {int((truths == '').sum())} moments of normal running (1 is best, 0.5 is chance)."
+    areas_of = np.array([row[2:] for row in rows], np.float64).reshape(len(rows), len(scores))
+    if len(judged := areas_of[np.isfinite(areas_of).all(axis=1)]) > 1:
+        rows.append((f"mean of {len(judged)} that all can judge", None, *judged.mean(axis=0).tolist()))
+    told = (
+        f"AUROC against the {int((truths == '').sum())} moments of normal running (1 is best, 0.5 is chance). A sensor "
+        f"that a health rule flags is out of the fusion, so that what it shows is in no AUROC: –."
+    )
     return Table(told, ("fault", "moments", *scores), rows)
 
 
@@ -165,7 +171,8 @@ def delays(found: Run) -> Table:
         rows.append((fault.label, (fault.end_ns - fault.start_ns) / NS, *late))
     told = (
         f"Windows from a fault's beginning to the first alarm; empty: none. The detectors of change are as sensitive "
-        f"as normal running allows with {allowed} false alarms, as many as the device had."
+        f"as this very normal running allows with {allowed} false alarms, as many as the device had: a threshold in "
+        f"their favour, that promises nothing about any other hour. The device's is for its budget."
     )
     return Table(told, ("fault", "lasts s", "device", *theirs), rows)
 
