@@ -18,4 +18,4 @@ types:
 	$(PYTHON) -m mypy
 
 quick:
-	$(PYTHON) -m pytest -m "not slow and not browser and not shared" -n 3
+	$(PYTHON) -m pytest -m "not slow and not browser and not shared" -n 3 --dist worksteal

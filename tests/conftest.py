@@ -1,4 +1,12 @@
-"""What all tests share: the switch that accepts new references."""
+"""What all tests share: one thread of computing for each of several workers, the switch that accepts new references."""
+
+import os
+
+# Workers whose threads wait for one another by spinning cost each other many times their work. Read when torch and
+# NumPy are loaded, and by the commands that tests start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.server
 import shutil
@@ -31,6 +32,8 @@ from lineside.messages import Score
 from lineside.plant import PlantConfig
 from tests import line_encoder
 from tests.line_device import SENSORS, SITE, START_NS, record
+
+PLANT = PlantConfig(site=SITE, devices=["edge-1"])
 
 
 @pytest.fixture(scope="module")
@@ -68,29 +71,53 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def bench(tmp_path: Path, recording: Path) -> Iterator[Bench]:
-    plant = PlantConfig(site=SITE, devices=["edge-1"])
-    repo = repository.of(plant, tmp_path, SystemClock())
-    repo.init(plant.modalities)
-    shutil.copy(repo.roles.folder / "metadata" / "1.root.json", tmp_path / "root.json")
-    repo.publish([line_encoder.write(tmp_path, modality) for modality in plant.modalities])
-    handler = functools.partial(Quiet, directory=str(repo.roles.folder))
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, recording: Path) -> Path:
+    """What `bench` begins with: a repository, and a device that has its encoders and learned normal running."""
+    folder = tmp_path_factory.mktemp("made")
+    repo = repository.of(PLANT, folder, SystemClock())
+    repo.init(PLANT.modalities)
+    shutil.copy(repo.roles.folder / "metadata" / "1.root.json", folder / "root.json")
+    repo.publish([line_encoder.write(folder, modality) for modality in PLANT.modalities])
+    with served(folder) as url:
+        device(folder, recording, url).begin()
+    return folder
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of the repository in `folder`."""
+    published = repository.of(PLANT, folder, SystemClock()).roles.folder
+    handler = functools.partial(Quiet, directory=str(published))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def device(folder: Path, recording: Path, url: str) -> Changeover:
     config = DeviceConfig(
         device=DeviceSettings(id="edge-1", site=SITE, station="press"),
         sensors=SENSORS,
         commissioning=CommissioningSettings(recording=str(recording)),
-        repository=RepositorySettings(url=f"http://127.0.0.1:{server.server_port}"),
+        repository=RepositorySettings(url=url),
     )
-    slots = Slots(tmp_path / "state", SystemClock())
-    updater = Updater(config.repository, tmp_path, tmp_path / "state", slots)
-    changeover = Changeover(config, tmp_path, Pipeline(config), slots, updater)
-    changeover.begin()  # learns from the recording
-    yield Bench(tmp_path, repo, changeover, slots)
-    server.shutdown()
-    server.server_close()
+    slots = Slots(folder / "state", SystemClock())
+    updater = Updater(config.repository, folder, folder / "state", slots)
+    return Changeover(config, folder, Pipeline(config), slots, updater)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, made: Path, recording: Path) -> Iterator[Bench]:
+    shutil.copytree(made, tmp_path, symlinks=True, dirs_exist_ok=True)
+    with served(tmp_path) as url:
+        changeover = device(tmp_path, recording, url)
+        changeover.begin()
+        repo = repository.of(PLANT, tmp_path, SystemClock())
+        yield Bench(tmp_path, repo, changeover, changeover.slots)
 
 
 def test_first_encoders_come_from_the_repository_and_an_update_learns_normal_anew(bench: Bench) -> None:

@@ -119,6 +119,7 @@ def command(*words: object) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 def test_a_labelled_recording_is_evaluated_by_the_command(device: Path) -> None:
     plot = device.parent / "normal.png"
     told = json.loads(
