@@ -40,10 +40,15 @@ def compare(encoder: Encoder, device: DeviceEncoder, windows: NDArray[np.generic
     """Run trainer and device over real prepared windows (n, *shape) and the golden ones."""
     golden = golden_inputs(device.spec)
     want, got = encode(encoder, windows), _run(device, windows)
-    pairs = [*zip(want, got, strict=True), *zip(encode(encoder, golden), _run(device, golden), strict=True)]
-    difference = max(float(np.abs(a - b).max()) for a, b in pairs)
-    cosines = np.minimum(*((a * b).sum(axis=1) for a, b in zip(want, got, strict=True)))  # all of unit norm
+    outputs = [*_outputs(want, got), *_outputs(encode(encoder, golden), _run(device, golden))]
+    difference = max(float(np.abs(a - b).max()) for a, b in outputs)
+    cosines = np.minimum(*((a * b).sum(axis=1) for a, b in _outputs(want, got)))  # all of unit norm
     return Parity(len(windows), difference, float(cosines.mean()), float(cosines.min()))
+
+
+def _outputs(want: Encoded, got: Encoded) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """What the encoder itself gives, of trainer and device; a look is of the windows alone."""
+    return [(want.embedding, got.embedding), (want.features, got.features)]
 
 
 def golden_inputs(spec: features.Prepare) -> NDArray[np.generic]:
