@@ -47,6 +47,7 @@ class Loop:
         self._mqtt_port = free_port()
         self._line = Line("live" if live else "simulation", {"cam0": "camera", "mic0": "microphone"})
         self._labelled = Labelled()
+        self._to_certify_on: Part = (Path(), 0.0, 0.0)
         self._clock = SystemClock()
         folder.mkdir(parents=True, exist_ok=True)
         self.processes = Processes(folder)
@@ -73,6 +74,8 @@ class Loop:
             stages = _parts(normal, FIRST_SHARE * LIVE_S, LIVE_S)
         else:
             stages = self._record_simulation(normal)
+        unseen = (normal.with_name("commissioning.mcap"), 0.0, 0.0)
+        self._to_certify_on = unseen if self._line.kind == "simulation" else stages[-1]
         for number, (recording, from_s, to_s) in enumerate(stages, start=1):
             text = stage_file(number, self._line, str(recording), from_s, to_s)
             write(self._folder / f"stage-{number}.toml", text)
@@ -102,6 +105,16 @@ class Loop:
                 raise LinesideError(f"stage {number}", f"gates {stage['gates']}", "train on more of normal running")
             gates = {gate["name"]: round(gate["value"], 4) for gate in stage["gates"]}
             self.measured[f"stage_{number}"] = {"gates": gates, "embedding_drift": stage["embedding_drift"]}
+        self._certify()
+
+    def _certify(self) -> None:
+        """Stage 2 beside stage 1, so that a device may mix them; on moments that stage 2 did not learn from."""
+        old, new = (str(self._folder / f"stages/{number}") for number in (1, 2))
+        recording, from_s, to_s = self._to_certify_on
+        part = ("--recording", str(recording), "--from-s", str(from_s), "--to-s", str(to_s))
+        beside = self.processes.call("train", "certify", new, "--against", old, *part)
+        [found] = (each for name, each in beside.items() if name.startswith("beside "))
+        self.measured["mixes"] = {" + ".join(mix["new"]) or "nothing": mix["flips"]["value"] for mix in found["mixes"]}
 
     def export(self) -> None:
         """3. One ONNX file a modality, verified against PyTorch; signed and published."""

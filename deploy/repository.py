@@ -75,7 +75,8 @@ class Repository:
         """Add encoder files and point their modalities at them, all in one step.
 
         Raises ReleaseError, and changes nothing, for a file without card (`card`), a modality without role (`role`),
-        a key that is not here (`keys`), a version that was published with other bytes (`version`), and whatever
+        a key that is not here (`keys`), a version that was published with other bytes (`version`), a gate waived by
+        somebody else than the plant (`waiver`), and whatever
         `lineside.release.accept` refuses beside the encoders that the modalities are pointed at after this step.
         """
         encoders = [read_encoder(_bytes(path), path.name) for path in files]
@@ -174,6 +175,16 @@ class Repository:
                 running[modality] = read_encoder(self._target(name, file), name).card
         for card in candidates:
             release.accept(card, running)
+            self._check_waivers(card)
+
+    def _check_waivers(self, card: release.Card) -> None:
+        """Only the plant's own targets key may answer for a failed gate."""
+        root = self.roles.read("root").signed
+        ours = {root.keys[keyid].keyval["public"] for keyid in root.roles["targets"].keyids}
+        for waiver in card.certificate.waivers:
+            if waiver.key not in ours:
+                told = f"the waiver of `{waiver.gate}` by {waiver.by} is not signed with the plant's targets key"
+                raise ReleaseError("waiver", card.name, told, "waive it with --key keys/targets.pem, and export again")
 
     def _point(self, metadata: Any, modality: str, version: int) -> None:
         """Name a version in the pointer. Its history tells what ran before: a step back takes the last entry away."""

@@ -36,6 +36,9 @@ def build(
 ) -> None:
     """Write a stage's encoders as ONNX files that passed parity on the device's code path. Exit 6 when one did not.
 
+    Nothing leaves while a gate of the stage has failed, or one beside an older stage that it was certified against;
+    `lineside export waive` is how somebody answers for one.
+
     Example: lineside export build stage-2 --out encoders
     """
     from export.bundle import build as build_files
@@ -52,6 +55,28 @@ def build(
         print(
             f"{one.file}  {one.bytes / 1024:.0f} KiB  {told}  over {one.parity.windows} windows  int8 {one.int8_layers}"
         )
+
+
+@app.command()
+def waive(
+    stage: Annotated[Path, typer.Argument(metavar="STAGE_DIR", help="The folder of a finished stage.")],
+    gate: Annotated[str, typer.Option(help="The failed gate, by its whole name.")],
+    reason: Annotated[str, typer.Option(help="Why it may be passed over; every device keeps it.")],
+    by: Annotated[str, typer.Option(help="Who answers for it.")],
+    key: Annotated[Path, typer.Option(help="The plant's offline targets key.")] = Path("keys/targets.pem"),
+    as_json: Json = False,
+) -> None:
+    """Pass over one failed gate of a stage: signed, kept beside it, and told by every encoder file.
+
+    Example: lineside export waive stage-2 --gate "embedding drift camera" --reason "product A has ended" --by "K. Sato"
+    """
+    from export.waivers import waive as sign
+
+    signed = sign(stage, gate, reason, by, key, SystemClock())
+    if as_json:
+        print(json.dumps(msgspec.to_builtins(signed)))
+        return
+    print(f"{signed.stage}: `{signed.gate}` ({signed.value:.4g}, limit {signed.limit:.4g}) waived by {signed.by}")
 
 
 @app.command()
@@ -91,6 +116,9 @@ def _verified(file: Path) -> dict[str, Any]:
         "space": card.space,
         "dim": card.dim,
         "prepare": json.loads(card.prepare),
+        "encoder": card.encoder,
+        "certified_with": card.certificate.mixes,
+        "waivers": msgspec.to_builtins(card.certificate.waivers),
         "gates": [{**msgspec.to_builtins(gate), "passed": gate.passed} for gate in card.certificate.gates],
         "embedding_drift": card.certificate.embedding_drift,
         "self_test": {"worst": worst, "tolerance": card.tolerance},

@@ -34,12 +34,37 @@ class Gate(msgspec.Struct, frozen=True):
         return self.value <= self.limit if self.at_most else self.value >= self.limit
 
 
+class Waiver(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a gate that failed with this very value may be passed over: who says so, when, and a signature of it all.
+
+    `stage` names the weights that it is about, `key` is the public half of an Ed25519 key (hexadecimal), `signature`
+    signs `said` (hexadecimal, RFC 8032).
+    """
+
+    stage: str
+    gate: str
+    value: float
+    limit: float
+    reason: str
+    by: str
+    at_ns: int
+    key: str
+    signature: str = ""
+
+    @property
+    def said(self) -> bytes:
+        """What the signature is of: all the rest, as JSON with its keys in order."""
+        return msgspec.json.encode(msgspec.structs.replace(self, signature=""), order="sorted")
+
+
 class Certificate(msgspec.Struct, frozen=True, kw_only=True):
     """What a stage proves of its change, computed without old data.
 
     `embedding_drift` is the relative RMS change of old embeddings before normalisation, per modality;
     `similarity_drift` is the RMS change of old dot products relative to their RMS, per pair `a+b`. Both are empty
-    for a first stage, which has nothing to forget.
+    for a first stage, which has nothing to forget. `mixes` are the sets of encoders, identity (Card.encoder) by
+    modality, that were measured together and passed: the stage's own, and those with old ones that it was certified
+    beside. `waivers` are the failed gates that somebody answers for.
     """
 
     stage: int
@@ -47,12 +72,23 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True):
     embedding_drift: dict[str, float]
     similarity_drift: dict[str, float]
     gates: list[Gate]
+    mixes: list[dict[str, str]] = []
+    waivers: list[Waiver] = []
+
+    @property
+    def refused(self) -> Gate | None:
+        """The first gate that failed and that nobody waived at its number or a worse one; None when there is none."""
+        return next((gate for gate in self.gates if not (gate.passed or self._waived(gate))), None)
+
+    def _waived(self, gate: Gate) -> bool:
+        return any(waiver.gate == gate.name and waiver.value == gate.value for waiver in self.waivers)
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True):
     """What an encoder file says of itself.
 
     `version` counts up per modality; `space` names the embedding space that encoders must share to be compared;
+    `encoder` is the identity of its weights and preparation, the same for every precision;
     `prepare` is the canonical JSON of its preparation; `golden_inputs` holds raw windows and `golden_outputs` what
     the encoder makes of them (see `pack_golden`); `tolerance` is the largest allowed 1 - cosine in the self-test.
     """
@@ -60,6 +96,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     modality: str
     version: int
     space: str
+    encoder: str
     dim: int
     precision: str
     prepare: str
@@ -96,19 +133,32 @@ def accept(card: Card, running: Mapping[str, Card]) -> None:
     """Accept or refuse a candidate beside the encoders that run now, from what their cards say.
 
     Raises ReleaseError whose `check` is `prepare` (a preparation that this version does not implement, or whose
-    hash is another), `gates` (a failed gate in its certificate) or `space` (it cannot be compared with its peers).
+    hash is another), `gates` (a failed gate in its certificate that is not waived), `space` (it cannot be compared
+    with its peers) or `compatibility` (no certificate says that it was measured together with them).
     """
     spec = features.from_json(card.prepare)
     if features.fingerprint(spec) != card.prepare_sha256 or features.modality(spec) != card.modality:
         raise ReleaseError("prepare", card.name, "its preparation and the hash of it differ", "export it again")
-    if failed := [gate for gate in card.certificate.gates if not gate.passed]:
-        gate = failed[0]
+    if (gate := card.certificate.refused) is not None:
         told = f"{gate.name} is {gate.value:.4g}, limit {gate.limit:.4g}"
         raise ReleaseError("gates", card.name, told, "train the stage again")
     for modality, other in running.items():
         if modality != card.modality and other.space != card.space:
             told = f"space {card.space!r} cannot be compared with {other.name} in {other.space!r}"
             raise ReleaseError("space", card.name, told, f"publish encoders of one space, {modality} too")
+    together = {**running, card.modality: card}
+    if not certified(together):
+        others = ", ".join(f"{other.name} of {other.stage}" for name, other in running.items() if name != card.modality)
+        told = f"{card.name} of {card.stage} was not certified together with {others}"
+        mend = "certify the newer stage with `lineside train certify --against` the older, and export it again"
+        raise ReleaseError("compatibility", card.name, told, mend)
+
+
+def certified(cards: Mapping[str, Card]) -> bool:
+    """Whether encoders, by modality, were measured together: all are of one mix in the certificate of one of them."""
+    mix = {modality: card.encoder for modality, card in cards.items()}
+    known = [each for card in cards.values() for each in card.certificate.mixes]
+    return len(mix) < 2 or any(mix.items() <= each.items() for each in known)
 
 
 def self_test(card: Card, embed: Callable[[NDArray[np.generic]], NDArray[np.float32]]) -> float:

@@ -32,6 +32,7 @@ def write(folder: Path, modality: str, version: int = 1, space: str = "line") ->
         modality=modality,
         version=version,
         space=space,
+        encoder="any",
         dim=DIM,
         precision="fp32",
         prepare=features.to_json(spec),
@@ -40,7 +41,14 @@ def write(folder: Path, modality: str, version: int = 1, space: str = "line") ->
         golden_inputs=inputs,
         golden_outputs=outputs,
         tolerance=1e-4,
-        certificate=release.Certificate(stage=1, parent="", embedding_drift={}, similarity_drift={}, gates=[]),
+        certificate=release.Certificate(
+            stage=1,
+            parent="",
+            embedding_drift={},
+            similarity_drift={},
+            gates=[],
+            mixes=[dict.fromkeys(SPECS, "any")],  # every version is certified beside every other
+        ),
     )
     model = _model(graph)
     helper.set_model_props(model, release.to_metadata(card))

@@ -48,7 +48,12 @@ def test_every_file_passes_the_device_s_own_self_test(folder, name):
     assert release.self_test(device.card, device.embed) <= device.card.tolerance
     stage = checkpoint.load_stage(folder / "one")
     assert (device.card.version, device.card.space, device.card.stage) == (7, stage.space, stage.name)
-    assert device.card.certificate == stage.certificate
+    told, encoders = device.card.certificate, checkpoint.load_tensors(folder / "one", stage).encoders
+    assert told.gates[:-1] == stage.certificate.gates
+    assert told.gates[-1].name == f"parity {device.card.precision}"
+    identities = checkpoint.identities(stage, encoders)
+    assert told.mixes == [identities]
+    assert device.card.encoder == identities[device.card.modality]
     assert device.card.precision == ("int8" if "int8" in name else "fp32")
 
 

@@ -28,6 +28,7 @@ def card(modality: str = "camera", version: int = 1, *, space: str = "s1", preci
         modality=modality,
         version=version,
         space=space,
+        encoder="any",
         dim=batch.shape[1],
         precision=precision,
         prepare=features.to_json(spec),
@@ -36,7 +37,14 @@ def card(modality: str = "camera", version: int = 1, *, space: str = "s1", preci
         golden_inputs=inputs,
         golden_outputs=outputs,
         tolerance=1e-4,
-        certificate=release.Certificate(stage=1, parent="", embedding_drift={}, similarity_drift={}, gates=list(gates)),
+        certificate=release.Certificate(
+            stage=1,
+            parent="",
+            embedding_drift={},
+            similarity_drift={},
+            gates=list(gates),
+            mixes=[dict.fromkeys(PREPARE, "any")],  # every version is certified beside every other
+        ),
     )
 
 

@@ -18,7 +18,9 @@ from lineside.clock import NS, SystemClock
 if TYPE_CHECKING:
     from lineside.release import Certificate, Gate
     from trainer.checkpoint import Stage
+    from trainer.compatibility import Compatibility, Interval
     from trainer.evaluate import Measured
+    from trainer.plan import RecordingPart
 
 # Threads that wait for each other by spinning make training five times slower on a machine that does anything else.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -220,25 +222,89 @@ def evaluate(
 
 
 @app.command()
-def certify(folder: Folder, as_json: Json = False) -> None:
+def certify(
+    folder: Folder,
+    against: Annotated[
+        list[Path] | None, typer.Option(metavar="OLD_DIR", help="A stage that is still in the field; several times.")
+    ] = None,
+    recording: Annotated[
+        Path | None, typer.Option(help="With --against: normal running, best of a day that no stage learned from.")
+    ] = None,
+    from_s: Annotated[float, typer.Option(help="Where in the recording to begin, seconds.")] = 0.0,
+    to_s: Annotated[float, typer.Option(help="Where in it to end; 0: at its end.")] = 0.0,
+    faulty: Annotated[
+        Path | None, typer.Option(help="With --against: a recording with labelled faults; else defects are made.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Compute a stage's certificate again from its second moments. Exit 6 when a gate failed or a number differs.
 
     Example: lineside train certify stage-2
+
+    With --against, every mix of its encoders with an older stage's is measured too; devices refuse mixes without that.
+
+    Example: lineside train certify stage-2 --against stage-1 --recording line.mcap
     """
-    from lineside.errors import GateError
+    from lineside.errors import ConfigError, GateError
     from trainer import checkpoint
+    from trainer.plan import RecordingPart
     from trainer.stage import drifts
 
     known = checkpoint.load_stage(folder)
     embeddings, similarities = drifts(checkpoint.load_tensors(folder, known))
     said = {**known.certificate.embedding_drift, **known.certificate.similarity_drift}
     again = msgspec.structs.replace(known.certificate, embedding_drift=embeddings, similarity_drift=similarities)
-    _say(as_json, {"name": known.name, "space": known.space, "capacity": known.capacity, **_certificate(again)})
     for name, value in {**embeddings, **similarities}.items():
         if not math.isclose(value, said.get(name, math.nan), rel_tol=1e-6, abs_tol=1e-12):
             told = f"drift of {name} is {value:.3e}, its certificate says {said.get(name)}"
             raise GateError(known.name, told, "do not use this stage; train it again")
+    if bool(against) != (recording is not None):
+        raise ConfigError("certify", "--against and --recording go together", "give both or neither; see --help")
+    found = []
+    if against and recording:
+        part = RecordingPart(str(recording.resolve()), from_s, to_s)
+        found = _beside(folder, against, part, faulty.resolve() if faulty else None)
+    beside = {f"beside {one.against}": msgspec.to_builtins(one) if as_json else _mixes(one) for one in found}
+    about = {"name": known.name, "space": known.space, "capacity": known.capacity}
+    _say(as_json, {**about, **_certificate(again), **beside})
     checkpoint.must_pass(known, folder)
+    for one in found:
+        mend = "protect more, or train with [backward] weight = 1.0; mixes that passed are certified all the same"
+        checkpoint.must_hold(one.gates, f"{one.stage} beside {one.against}", mend)
+
+
+def _beside(folder: Path, against: list[Path], recording: RecordingPart, faulty: Path | None) -> list[Compatibility]:
+    """Certify a stage beside older ones, and keep what was found in its folder."""
+    from trainer import certify as rim
+    from trainer import compatibility
+    from trainer.progress import Bar
+
+    with Bar() as bar:
+        new, olds = rim.version(folder), rim.field(folder, against)
+        trial, warnings = rim.trial(folder, recording, faulty, bar)
+        for warning in warnings:
+            print(f"lineside: warning: {warning}", file=sys.stderr)
+        found = [compatibility.certify(new, old, trial, bar) for old in olds]
+    for one in found:
+        compatibility.keep(folder, one)
+    return found
+
+
+def _mixes(found: Compatibility) -> list[dict[str, Any]]:
+    """The rows that a person reads: a mix, what was measured with its interval, and whether it passed."""
+    names = ("recall", "flips", "false_alarms", "area", "area_lost", "agreement")
+    return [
+        {
+            "new": " + ".join(mix.new) or "nothing",
+            **{name: _range(getattr(mix, name)) for name in names},
+            "certified": mix.encoders in found.certified,
+        }
+        for mix in found.mixes
+    ]
+
+
+def _range(interval: Interval | None) -> str:
+    return "–" if interval is None else f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
 def _summary(known: Stage) -> dict[str, Any]:

@@ -16,13 +16,17 @@ replay.safetensors      the moments that are kept whole
 rule.safetensors        what the reference's rule and elastic weight consolidation remember
 teacher.safetensors     the momentum teacher and its queues, as the stage ended
 optimiser.safetensors   AdamW's moments of every weight that was stepped, `{modality}.{parameter}/{moment}`
+
+and what was measured afterwards (`lineside train certify --against`):
+
+compatibility.json      certificates beside older stages (trainer.compatibility)
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,7 +44,7 @@ from lineside import features
 from lineside.errors import ConfigError, GateError
 from lineside.features import Prepare
 from lineside.files import sha256, write_atomic
-from lineside.release import Certificate
+from lineside.release import Certificate, Gate
 from trainer import layers
 from trainer.data import Dataset, View
 from trainer.encoders import Encoder, Encoders
@@ -268,6 +272,13 @@ def load_tensors(folder: Path, stage: Stage) -> Tensors:
     )
 
 
+def identities(stage: Stage, encoders: Encoders) -> dict[str, str]:
+    """What each encoder is known by wherever it goes: a hash of its preparation and weights, 16 digits by modality."""
+    prints = {name: features.fingerprint(spec).encode() for name, spec in stage.prepare.items()}
+    weights = {name: pack(_contiguous(encoder.state_dict())) for name, encoder in encoders.items()}
+    return {name: sha256(prints[name] + weights[name])[:16] for name in sorted(prints)}
+
+
 def build(specs: Mapping[str, Prepare], dim: int, widths: Mapping[str, int]) -> Encoders:
     """One fresh encoder a modality, with a fixed trunk where `widths` says more than 0."""
     return Encoders({name: Encoder(specs[name], dim, widths.get(name, 0)) for name in sorted(specs)})
@@ -275,12 +286,16 @@ def build(specs: Mapping[str, Prepare], dim: int, widths: Mapping[str, int]) -> 
 
 def must_pass(stage: Stage, folder: Path) -> None:
     """Raises GateError naming the first failed gate, its number and its limit."""
-    for gate in stage.certificate.gates:
+    mend = "train it again with more or better recordings, or change [gates] or [protection] in its plan"
+    must_hold(stage.certificate.gates, f"{stage.name} in {folder}", mend)
+
+
+def must_hold(gates: Sequence[Gate], thing: str, mend: str) -> None:
+    """Raises GateError naming the first failed gate of a thing, its number and its limit."""
+    for gate in gates:
         if not gate.passed:
             bound = "at most" if gate.at_most else "at least"
-            told = f"gate `{gate.name}` is {gate.value:.4g}, must be {bound} {gate.limit:.4g}"
-            mend = "train it again with more or better recordings, or change [gates] or [protection] in its plan"
-            raise GateError(f"{stage.name} in {folder}", told, mend)
+            raise GateError(thing, f"gate `{gate.name}` is {gate.value:.4g}, must be {bound} {gate.limit:.4g}", mend)
 
 
 def save_progress(

@@ -113,6 +113,17 @@ class Dataset:
             labels=np.concatenate(names),
         )
 
+    def only(self, rows: NDArray[np.int64]) -> Dataset:
+        """The moments `rows`, in their order."""
+        views = {name: View(view.modality, view.inputs[rows], view.present[rows]) for name, view in self.views.items()}
+        return replace(
+            self,
+            views=views,
+            start_ns=self.start_ns[rows],
+            recording=self.recording[rows],
+            labels=self.labels[rows] if len(self.labels) else self.labels,
+        )
+
     def split(self, held_out: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Moments to learn from and moments held out: the last share in time of each recording, none overlapping."""
         learn, held = [], []
@@ -141,6 +152,7 @@ class _Reading:
     known: dict[str, Prepare]
     length_ns: int
     hop_ns: int
+    faults: bool = False
     columns: dict[str, _Column] = field(default_factory=dict)
     starts: list[tuple[int, int]] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
@@ -154,18 +166,20 @@ def read(
     specs: dict[str, Prepare] | None = None,
     progress: Progress = silent,
     only: set[str] | None = None,
+    faults: bool = False,
 ) -> Dataset:
     """Read recordings and feature files into one dataset. `specs` fixes preparations by modality.
 
     The rest follow from the first window, or from the first feature file. `only` leaves out sensors of other
     modalities. A damaged recording gives its readable part and a warning; what is labelled as a fault is never
-    learned from. Raises RecordingError when nothing is usable, ConfigError when two files cannot be learned from
+    learned from: with `faults` nothing is left out, and a moment's label is that of its fault, not to be learned from
+    but to be judged. Raises RecordingError when nothing is usable, ConfigError when two files cannot be learned from
     together.
     """
     paths = [place(part.path, base) for part in parts]
     sources = [_open(path, only) for path in paths]
     known = _known(paths, sources, specs or {}, only)  # what cannot go together is refused before hours are read
-    reading = _Reading(known, *_grid(paths, sources, windows))
+    reading = _Reading(known, *_grid(paths, sources, windows), faults=faults)
     for number, (part, path, source) in enumerate(zip(parts, paths, sources, strict=True)):
         if isinstance(source, FeatureFile):
             _take_file(source, path, part, number, reading)
@@ -253,20 +267,21 @@ def _take_recording(
 ) -> None:
     """Cut and prepare the windows of a recording that the plan asks for."""
     quality, sensors, labels = Quality(), _sensors(recording, only), recording.labels()
-    normal = without_faults(_between(recording, part), labels)
+    every = _between(recording, part)
+    wanted = every if reading.faults else without_faults(every, labels)
     first = len(reading.starts)
-    for moment in moments(normal, tuple(sensors), reading.length_ns, reading.hop_ns):
+    for moment in moments(wanted, tuple(sensors), reading.length_ns, reading.hop_ns):
         _take(moment, len(reading.starts), quality, reading.known, reading.columns, recording.path, sensors)
         reading.starts.append((moment.start_ns, number))
         progress("reading windows", len(reading.starts))
     middles = np.array([start for start, _ in reading.starts[first:]], np.int64) + reading.length_ns // 2
-    reading.labels += named(labels, middles)
+    reading.labels += named([label for label in labels if label.fault == reading.faults], middles)
     if recording.problem:
         reading.warnings.append(f"{recording.path}: {recording.problem}")
 
 
 def named(labels: Sequence[Label], middles_ns: NDArray[np.int64]) -> list[str]:
-    """What the labels that tell of no fault say of each time, "" where none does.
+    """What the labels say of each time, "" where none does.
 
     Of several, one of the station goes before one of a sensor, then the one that began last.
 
@@ -276,9 +291,8 @@ def named(labels: Sequence[Label], middles_ns: NDArray[np.int64]) -> list[str]:
     """
     names = [""] * len(middles_ns)
     for label in sorted(labels, key=lambda label: (not label.sensor, label.start_ns)):
-        if not label.fault:
-            for row in np.flatnonzero((label.start_ns <= middles_ns) & (middles_ns < label.end_ns)):
-                names[row] = label.label
+        for row in np.flatnonzero((label.start_ns <= middles_ns) & (middles_ns < label.end_ns)):
+            names[row] = label.label
     return names
 
 

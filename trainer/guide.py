@@ -17,8 +17,8 @@ from torch import Tensor
 from trainer import evaluate, layers, teacher
 from trainer.data import Dataset
 from trainer.encoders import Encoders
-from trainer.losses import Seen
-from trainer.plan import DistillSettings, Plan
+from trainer.losses import Seen, pair_loss
+from trainer.plan import BackwardSettings, DistillSettings, Plan
 from trainer.processes import World, share_norms
 from trainer.supervised import cross_relation_distillation, relation_distillation
 from trainer.teacher import Follower, Queue
@@ -70,10 +70,13 @@ class Guide:
         if self.plan.distill.wanted:
             lambdas = {sensor: self.weights.get(inputs[sensor][0], 1.0) for sensor in seen}
             found |= distilled(seen, old, pairs, self.plan.distill, lambdas)
+        if self.plan.backward.weight:
+            found |= backward(seen, old, pairs, self.plan.backward)
         return found
 
     def _old(self, inputs: Inputs, ids: Tensor) -> dict[str, Seen]:
-        wanted = self.plan.teacher.cross or self.plan.teacher.same or self.plan.distill.wanted
+        plan = self.plan
+        wanted = plan.teacher.cross or plan.teacher.same or plan.distill.wanted or plan.backward.weight
         if not wanted:
             return {}
         known = {sensor: each for sensor, each in inputs.items() if each[0] in self.old}
@@ -136,6 +139,25 @@ def distilled(
     return {name: term for name, term in found.items() if term is not None}
 
 
+def backward(
+    seen: Mapping[str, Seen],
+    old: Mapping[str, Seen],
+    pairs: Sequence[tuple[str, str]],
+    settings: BackwardSettings,
+) -> dict[str, Tensor]:
+    """Contrast of new with old embeddings by name: each sensor that `old` knows with itself, and each way of a pair.
+
+    Old embeddings are constants: only the new side learns.
+    """
+    ways = [(a, b) for pair in pairs for a, b in (pair, pair[::-1])] + [(a, a) for a in seen]
+    found: dict[str, Tensor | None] = {}
+    for a, b in ways:
+        if a in seen and b in old:
+            term = pair_loss(seen[a], old[b], settings.temperature)
+            found[f"backward {a}>{b}"] = _times(settings.weight, term)
+    return {name: term for name, term in found.items() if term is not None}
+
+
 def _times(weight: float, term: Tensor | None) -> Tensor | None:
     return None if term is None else weight * term
 
@@ -144,7 +166,7 @@ def guide(
     plan: Plan, encoders: Encoders, old: Encoders | None, dataset: Dataset, lambdas: dict[str, float], world: World
 ) -> Guide | None:
     """The guide that a plan asks for; None when it asks for none, or there is nothing old to teach."""
-    if not plan.teacher.wanted and (old is None or not plan.distill.wanted):
+    if not plan.teacher.wanted and (old is None or not (plan.distill.wanted or plan.backward.weight)):
         return None
     # Copies of the student, which still is what it begins with: rotated heads have other parameters than plain ones.
     before = teacher.teacher_of(Encoders({name: encoders[name] for name in old or ()}))

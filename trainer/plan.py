@@ -167,6 +167,21 @@ class DistillSettings(Config, frozen=True):
         return max(self.weight, self.across) > 0
 
 
+class BackwardSettings(Config, frozen=True):
+    """Training new encoders to be found by, and to find, what old ones left: InfoNCE of each pair of sensors in which
+    one side's embeddings are the previous stage's, and of each sensor with its own old embeddings (Shen et al.,
+    Towards backward-compatible representation learning, CVPR 2020, section 3.2, with old embeddings for its old
+    classifier). `weight` of 0 leaves it out.
+    """
+
+    weight: float = 0.0
+    temperature: float = 0.2
+
+    def __post_init__(self) -> None:
+        _refuse_unless(0 <= self.weight < math.inf, "weight", "at least 0 and finite; 0 leaves the term out")
+        _refuse_unless(0 < self.temperature < math.inf, "temperature", "above 0 and finite")
+
+
 class ReplaySettings(Config, frozen=True):
     """At most `size` moments of all stages are kept whole and shown again: `share` of a batch as many. 0 keeps none."""
 
@@ -269,6 +284,7 @@ class Plan(Config, frozen=True):
     losses: LossSettings = LossSettings()
     teacher: TeacherSettings = TeacherSettings()
     distill: DistillSettings = DistillSettings()
+    backward: BackwardSettings = BackwardSettings()
     replay: ReplaySettings = ReplaySettings()
     defects: DefectSettings = DefectSettings()
     protection: ProtectionSettings = ProtectionSettings()
@@ -284,6 +300,8 @@ class Plan(Config, frozen=True):
             raise ValueError("learning_rate and temperature must be above 0, held_out between 0 and 1")
         if self.heads.fit == "moments" and self.protection.rule in ("published", "ewc"):
             raise ValueError('heads.fit = "moments" goes with protection.rule = "rotate", "hold" or "none"')
+        if self.heads.fit == "moments" and self.backward.weight:
+            raise ValueError('heads.fit = "moments" solves heads, no loss teaches them: set [backward] weight = 0')
         kinds = [modality(spec) for spec in self.prepare]
         if len(set(kinds)) != len(kinds):
             raise ValueError("two [[prepare]] tables for one modality")

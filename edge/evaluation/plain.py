@@ -57,6 +57,7 @@ def encoder(spec: RawPrepare) -> Encoder:
         modality=modality,
         version=1,
         space=f"plain-{modality}",
+        encoder="plain",
         dim=formula.run(["features"], {"window": nothing})[0].shape[1],
         precision="fp32",
         prepare=features.to_json(spec),
