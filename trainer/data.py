@@ -154,13 +154,14 @@ def read(
     specs: dict[str, Prepare] | None = None,
     progress: Progress = silent,
     only: set[str] | None = None,
+    faults: bool = False,
 ) -> Dataset:
     """Read recordings and feature files into one dataset. `specs` fixes preparations by modality.
 
     The rest follow from the first window, or from the first feature file. `only` leaves out sensors of other
-    modalities. A damaged recording gives its readable part and a warning; what is labelled as a fault is never
-    learned from. Raises RecordingError when nothing is usable, ConfigError when two files cannot be learned from
-    together.
+    modalities. A damaged recording gives its readable part and a warning; what is labelled as a fault is not
+    learned from, unless `faults` are to be told apart too: then their labels name moments. Raises RecordingError when
+    nothing is usable, ConfigError when two files cannot be learned from together.
     """
     paths = [place(part.path, base) for part in parts]
     sources = [_open(path, only) for path in paths]
@@ -171,7 +172,7 @@ def read(
             _take_file(source, path, part, number, reading)
             progress("reading windows", len(reading.starts))
         else:
-            _take_recording(source, part, number, reading, only, progress)
+            _take_recording(source, part, number, reading, only, progress, faults)
     if not any(column.inputs for column in reading.columns.values()):
         told = reading.warnings[0] if reading.warnings else "no window without a flag"
         raise RecordingError(str(paths[0]), f"nothing to learn from ({told})", "record the line again")
@@ -250,23 +251,24 @@ def _take_recording(
     reading: _Reading,
     only: set[str] | None,
     progress: Progress,
+    faults: bool,
 ) -> None:
     """Cut and prepare the windows of a recording that the plan asks for."""
     quality, sensors, labels = Quality(), _sensors(recording, only), recording.labels()
-    normal = without_faults(_between(recording, part), labels)
+    taken = _between(recording, part) if faults else without_faults(_between(recording, part), labels)
     first = len(reading.starts)
-    for moment in moments(normal, tuple(sensors), reading.length_ns, reading.hop_ns):
+    for moment in moments(taken, tuple(sensors), reading.length_ns, reading.hop_ns):
         _take(moment, len(reading.starts), quality, reading.known, reading.columns, recording.path, sensors)
         reading.starts.append((moment.start_ns, number))
         progress("reading windows", len(reading.starts))
     middles = np.array([start for start, _ in reading.starts[first:]], np.int64) + reading.length_ns // 2
-    reading.labels += named(labels, middles)
+    reading.labels += named(labels, middles, faults)
     if recording.problem:
         reading.warnings.append(f"{recording.path}: {recording.problem}")
 
 
-def named(labels: Sequence[Label], middles_ns: NDArray[np.int64]) -> list[str]:
-    """What the labels that tell of no fault say of each time, "" where none does.
+def named(labels: Sequence[Label], middles_ns: NDArray[np.int64], faults: bool = False) -> list[str]:
+    """What the labels that tell of no fault, or all with `faults`, say of each time, "" where none does.
 
     Of several, one of the station goes before one of a sensor, then the one that began last.
 
@@ -276,7 +278,7 @@ def named(labels: Sequence[Label], middles_ns: NDArray[np.int64]) -> list[str]:
     """
     names = [""] * len(middles_ns)
     for label in sorted(labels, key=lambda label: (not label.sensor, label.start_ns)):
-        if not label.fault:
+        if faults or not label.fault:
             for row in np.flatnonzero((label.start_ns <= middles_ns) & (middles_ns < label.end_ns)):
                 names[row] = label.label
     return names
