@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 from pathlib import Path
 
 import msgspec
@@ -232,6 +233,19 @@ def test_fusion_wants_two_sensors_of_registered_modalities_and_the_same_states(k
     object.__setattr__(other, "names", ("idle", "jam", "walking"))
     with pytest.raises(ConfigError, match="is registered for idle, jam, running; the labels are idle, jam, walking"):
         adapt.adapt(known, other, plan)
+
+
+def test_without_peft_the_error_names_the_extra_and_the_rest_still_works(known, data, monkeypatch):
+    from trainer import adapters
+
+    assert adapters.__name__ == "trainer.adapters"
+    monkeypatch.delattr(sys.modules["trainer"], "adapters")
+    monkeypatch.delitem(sys.modules, "trainer.adapters")
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ConfigError, match="low-rank adapters need the peft library") as refused:
+        adapt.adapt(known, data, adapt_plan(umt=LORA_ONLY))
+    assert "lineside[adapt]" in refused.value.mend
+    assert adapt.adapt(known, data, adapt_plan(**NOTHING_TRAINED)).way.trained == 0
 
 
 # The fused folder

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import msgspec
 import numpy as np
@@ -150,6 +151,19 @@ def adapter_file(modality: str, stage: str, data: bytes, rank: int) -> AdapterFi
     return AdapterFile(f"{modality}-adapter-{stage}.safetensors", sha256(data), stage, rank)
 
 
+def low_rank() -> ModuleType:
+    """trainer.adapters, imported when it is wanted: it alone needs peft, which takes seconds to import.
+
+    Raises ConfigError where peft is not installed.
+    """
+    try:
+        from trainer import adapters
+    except ModuleNotFoundError as error:
+        told = f"low-rank adapters need the peft library ({error})"
+        raise ConfigError("peft", told, "install lineside[adapt], or set ranks = [] in [lora]") from error
+    return adapters
+
+
 def _member(folder: Path, modality: str, member: Member, classes: int, adapted: bool) -> Classifier:
     where = f"{modality} in {folder}"
     if len(member.adapters) > 1:
@@ -160,9 +174,7 @@ def _member(folder: Path, modality: str, member: Member, classes: int, adapted: 
     _, stored = registry.stored_tensors(folder / member.base, member.base_sha256, AGAIN)
     classifier.load(model, stored, where)
     for adapter in member.adapters if adapted else []:
-        from trainer import adapters  # here, since it alone needs peft, which takes seconds to import
-
         path = folder / adapter.file
         data, pairs = registry.stored_tensors(path, adapter.sha256, AGAIN)
-        adapters.from_bytes(model, data, pairs, path, modality)
+        low_rank().from_bytes(model, data, pairs, path, modality)
     return registry.frozen(model)

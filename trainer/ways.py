@@ -9,17 +9,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import ModuleType
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lineside.errors import ConfigError, GateError
+from lineside.errors import GateError
 from trainer import classifier, fusion_gates
 from trainer.adapt_plan import AdaptPlan
 from trainer.classifier import Classifier
+from trainer.fused import low_rank
 from trainer.joint import JointCourse, Models, Said, learn_jointly
 from trainer.labelled import Labelled
 from trainer.progress import Progress, silent
@@ -178,7 +178,7 @@ def _cell(
     progress: Progress,
 ) -> Way:
     """One rank and place: adapters trained on copies, whose bases must be the registered ones to the bit afterwards."""
-    adapters = _adapters()
+    adapters = low_rank()
     torch.manual_seed(plan.seed)
     models = {name: copy.deepcopy(model) if name in moving else model for name, model in own.models.items()}
     abouts = {}
@@ -198,14 +198,3 @@ def _cell(
     files = {name: adapters.to_bytes(models[name], abouts[name]) for name in sorted(moving)}
     count = sum(pair.numel() for name in moving for pair in adapters.pairs(models[name]).values())
     return Way(title, both, uniform(tuple(data.dataset.views)), rank, count, adapters=files)
-
-
-def _adapters() -> ModuleType:
-    """trainer.adapters, imported only when it is wanted: it alone needs peft, which takes seconds to import."""
-    try:
-        from trainer import adapters
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "[lora]", f"needs the peft library ({error})", "install lineside[adapt], or set ranks = []"
-        ) from error
-    return adapters
