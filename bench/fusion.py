@@ -111,7 +111,9 @@ def benchmark(about: dict[str, Any]) -> list[str]:
     lines = [f"{about['about']} {counts}; {about['test_groups']} groups in test; {about['seconds']:.0f} s.", ""]
     lines += ["| way | val | test (std over seeds) | 95 % of test | macro-F1 | trained |", "|" + "---|" * 6]
     for way in dict.fromkeys(row["way"] for result in results for row in result["table"]):
-        lines.append(_line(way, [row for result in results for row in result["table"] if row["way"] == way]))
+        rows = [row for result in results for row in result["table"] if row["way"] == way]
+        some = "" if len(rows) == len(results) else f" (shipped by {len(rows)} of {len(results)} seeds)"
+        lines.append(_line(way + some, rows))
     lines += ["", f"Why, by seed: {'; '.join(result['why'] for result in results)}.", ""]
     lines += ["Contributions (mean nats, share of magnitude) and retention rho, by seed:", ""]
     for sensor in results[0]["contributions"]:
