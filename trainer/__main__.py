@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -192,6 +193,58 @@ def compare(
 
 
 @app.command()
+def register(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN.toml", help="What to learn, and the registry's folder.")],
+    as_json: Json = False,
+) -> None:
+    """Train, calibrate and measure a stand-alone classifier of each modality: what may enter fusion.
+
+    Example: lineside train register register.toml
+    """
+    from lineside import config
+    from trainer.adapt import run_register
+    from trainer.adapt_plan import RegisterPlan
+    from trainer.plan import place
+    from trainer.progress import Bar
+
+    wanted, base = config.load(plan, RegisterPlan), plan.resolve().parent
+    with Bar() as bar:
+        made = run_register(wanted, base, bar)
+    _say(as_json, {"registry": str(place(wanted.registry, base)), "entries": _by_name(made, "modality")})
+
+
+@app.command()
+def adapt(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN.toml", help="The plan of the fusion.")], as_json: Json = False
+) -> None:
+    """Fuse registered models, keeping each one's strength: UME, UMT, MMLoRA. Exit 6 when a gate fails.
+
+    Example: lineside train adapt adapt.toml
+    """
+    from lineside import config
+    from trainer import fused
+    from trainer.adapt import run_adapt
+    from trainer.adapt_plan import AdaptPlan
+    from trainer.plan import place
+    from trainer.progress import Bar
+
+    wanted, base = config.load(plan, AdaptPlan), plan.resolve().parent
+    with Bar() as bar:
+        done = run_adapt(wanted, base, bar)
+    found, folder = done.result, place(wanted.out, base)
+    for warning in found.warnings:
+        print(f"lineside: warning: {warning}", file=sys.stderr)
+    built = msgspec.to_builtins(found)
+    named = {
+        "retention": _by_name(found.retention, "sensor"),
+        "contributions": [{"sensor": name, **told} for name, told in found.contributions.items()],
+        "gates": [_gate(gate) for gate in found.gates],
+    }
+    _say(as_json, {"folder": str(folder), "passed": found.passed, **built, **named})
+    fused.must_pass(done, folder)
+
+
+@app.command()
 def evaluate(
     folder: Folder,
     recording: Annotated[Path, typer.Option(help="The MCAP recording to measure on.")],
@@ -332,6 +385,11 @@ def _gate(gate: Gate) -> dict[str, Any]:
 def _measured(measured: Measured) -> dict[str, Any]:
     built: dict[str, Any] = msgspec.to_builtins(measured)
     return built
+
+
+def _by_name(found: Mapping[str, object], what: str) -> list[dict[str, Any]]:
+    """Records by name, as rows."""
+    return [{what: name, **msgspec.to_builtins(each)} for name, each in found.items()]
 
 
 def _say(as_json: bool, result: dict[str, Any]) -> None:

@@ -9,10 +9,11 @@ import numpy as np
 
 from lineside.errors import ConfigError, RecordingError
 from lineside.fusion import MIN_MOMENTS
+from lineside.recording import Recording
 from trainer import checkpoint, compatibility
 from trainer.checkpoint import Stage
 from trainer.compatibility import Trial, Version
-from trainer.data import Dataset, read
+from trainer.data import Dataset, named, read
 from trainer.plan import RecordingPart
 from trainer.progress import Progress, silent
 
@@ -67,8 +68,10 @@ def trial(
 def _faulty(stage: Stage, recording: Path | None, progress: Progress) -> Dataset | None:
     if recording is None:
         return None
+    labels = [label for label in Recording(recording).labels() if label.fault]
     every = _read(stage, RecordingPart(str(recording)), progress, faults=True)
-    rows = np.flatnonzero(every.labels != "")
+    names = named(labels, every.start_ns + every.length_ns // 2, faults=True)
+    rows = np.flatnonzero([bool(name) for name in names])
     if not len(rows):
         raise RecordingError(str(recording), "has no label of a fault", "label it, or leave out --faulty")
     return every.only(rows)

@@ -171,10 +171,9 @@ def read(
     """Read recordings and feature files into one dataset. `specs` fixes preparations by modality.
 
     The rest follow from the first window, or from the first feature file. `only` leaves out sensors of other
-    modalities. A damaged recording gives its readable part and a warning; what is labelled as a fault is never
-    learned from: with `faults` nothing is left out, and a moment's label is that of its fault, not to be learned from
-    but to be judged. Raises RecordingError when nothing is usable, ConfigError when two files cannot be learned from
-    together.
+    modalities. A damaged recording gives its readable part and a warning; what is labelled as a fault is not
+    learned from, unless `faults` are to be told apart too: then their labels name moments. Raises RecordingError when
+    nothing is usable, ConfigError when two files cannot be learned from together.
     """
     paths = [place(part.path, base) for part in parts]
     sources = [_open(path, only) for path in paths]
@@ -268,20 +267,20 @@ def _take_recording(
     """Cut and prepare the windows of a recording that the plan asks for."""
     quality, sensors, labels = Quality(), _sensors(recording, only), recording.labels()
     every = _between(recording, part)
-    wanted = every if reading.faults else without_faults(every, labels)
+    taken = every if reading.faults else without_faults(every, labels)
     first = len(reading.starts)
-    for moment in moments(wanted, tuple(sensors), reading.length_ns, reading.hop_ns):
+    for moment in moments(taken, tuple(sensors), reading.length_ns, reading.hop_ns):
         _take(moment, len(reading.starts), quality, reading.known, reading.columns, recording.path, sensors)
         reading.starts.append((moment.start_ns, number))
         progress("reading windows", len(reading.starts))
     middles = np.array([start for start, _ in reading.starts[first:]], np.int64) + reading.length_ns // 2
-    reading.labels += named([label for label in labels if label.fault == reading.faults], middles)
+    reading.labels += named(labels, middles, reading.faults)
     if recording.problem:
         reading.warnings.append(f"{recording.path}: {recording.problem}")
 
 
-def named(labels: Sequence[Label], middles_ns: NDArray[np.int64]) -> list[str]:
-    """What the labels say of each time, "" where none does.
+def named(labels: Sequence[Label], middles_ns: NDArray[np.int64], faults: bool = False) -> list[str]:
+    """What the labels that tell of no fault, or all with `faults`, say of each time, "" where none does.
 
     Of several, one of the station goes before one of a sensor, then the one that began last.
 
@@ -291,8 +290,9 @@ def named(labels: Sequence[Label], middles_ns: NDArray[np.int64]) -> list[str]:
     """
     names = [""] * len(middles_ns)
     for label in sorted(labels, key=lambda label: (not label.sensor, label.start_ns)):
-        for row in np.flatnonzero((label.start_ns <= middles_ns) & (middles_ns < label.end_ns)):
-            names[row] = label.label
+        if faults or not label.fault:
+            for row in np.flatnonzero((label.start_ns <= middles_ns) & (middles_ns < label.end_ns)):
+                names[row] = label.label
     return names
 
 
