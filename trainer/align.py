@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,11 @@ from trainer.projector import METHODS, CMcr, ExMcr, Projector, contrast
 from trainer.quadruples import Lookup, Memories, Retriever, must_not_collapse, quadruples
 
 Loss = Callable[[Tensor, torch.Generator], Tensor]
-BOUNDS = ("projector", "linear")
+MAPS: dict[str, Callable[[int, int, AttachPlan], nn.Module]] = {
+    "projector": lambda leaf, base, plan: Projector(leaf, base, plan.projector.hidden, plan.projector.norm),
+    "linear": lambda leaf, base, plan: nn.Linear(leaf, base),
+}
+SHARES = (1.0, 0.25)
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,58 @@ class Matched:
         return Matched(self.m[rows], self.c[rows], self.groups[rows])
 
 
+def itself(z: Tensor) -> Tensor:
+    """The map of a side that is not projected."""
+    return z
+
+
+@dataclass(frozen=True)
+class Way:
+    """How newcomer and partner come together: a map of each to unit rows of one space; `name` says what was done."""
+
+    name: str
+    newcomer: Callable[[Tensor], Tensor]
+    partner: Callable[[Tensor], Tensor] = itself
+
+
 @dataclass(frozen=True)
 class Half:
     """Where a half-trained model lies, and under which identity it goes on."""
 
     folder: Path
     identity: str
+
+
+@dataclass(frozen=True)
+class Course:
+    """What is stepped through: `steps` batches of `count` rows, in an order of each epoch's own."""
+
+    name: str
+    plan: AttachPlan
+    count: int
+    steps: int
+    loss: Loss
+
+    @property
+    def batch(self) -> int:
+        """Rows a step."""
+        return min(self.plan.batch, self.count)
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps in which all rows are seen, but for a rest."""
+        return self.count // self.batch
+
+    def rows(self, step: int) -> Tensor:
+        """The rows of one step."""
+        epoch, place = divmod(step, self.per_epoch)
+        order = np.random.default_rng([self.plan.seed, epoch]).permutation(self.count)
+        return torch.from_numpy(order[place * self.batch : (place + 1) * self.batch])
+
+
+def steps_of(plan: AttachPlan, count: int) -> int:
+    """Steps of a plan's epochs over `count` rows."""
+    return plan.epochs * (count // min(plan.batch, count))
 
 
 def align(
@@ -69,7 +120,7 @@ def align(
         batch = made[rows].each(lambda x: noisy(x, plan.noise, chance))
         return model.loss(batch, plan.tau2, plan.weight)
 
-    fit(model, len(made), loss, plan, half, progress)
+    fit(model, Course(plan.method, plan, len(made), steps_of(plan, len(made)), loss), half, progress)
     return model, lookups
 
 
@@ -99,60 +150,48 @@ def noisy(x: Tensor, length: float, chance: torch.Generator) -> Tensor:
     return unit(x + torch.randn(x.shape, generator=chance) * (length / x.shape[1] ** 0.5))
 
 
-def fit(
-    model: nn.Module, count: int, loss: Loss, plan: AttachPlan, half: Half | None = None, progress: Progress = silent
-) -> None:
-    """Step `model` over `count` rows by the plan's schedule, and leave it in evaluation, where rows do not meet.
+def fit(model: nn.Module, course: Course, half: Half | None = None, progress: Progress = silent) -> None:
+    """Step `model` through a course, and leave it in evaluation, where rows do not meet.
 
     Goes on from `half` if a run of the same identity stopped there. Raises GateError when the loss is no number.
     """
-    batch = min(plan.batch, count)
-    per_epoch = count // batch
-    steps = plan.epochs * per_epoch
-    optimiser = torch.optim.AdamW(model.parameters(), lr=plan.learning_rate)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=course.plan.learning_rate)
     first = checkpoint.resume(half.folder, half.identity, model, optimiser, None) if half else 0
     model.train()
-    for step in range(first, steps):
-        epoch, place = divmod(step, per_epoch)
-        order = np.random.default_rng([plan.seed, epoch]).permutation(count)
-        rows = torch.from_numpy(order[place * batch : (place + 1) * batch])
-        value = loss(rows, torch.Generator().manual_seed(plan.seed * 1_000_003 + step))
+    for step in range(first, course.steps):
+        value = course.loss(course.rows(step), torch.Generator().manual_seed(course.plan.seed * 1_000_003 + step))
         if not bool(torch.isfinite(value)):
             raise GateError(f"step {step}", "the loss is no number", "lower learning_rate, or raise tau2")
         optimiser.zero_grad()
         torch.autograd.backward(value)
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(plan.learning_rate, step, steps)
+            group["lr"] = learning_rate(course.plan.learning_rate, step, course.steps)
         optimiser.step()
-        if place == per_epoch - 1:
-            progress(f"epochs of {type(model).__name__}", epoch + 1, plan.epochs)
+        if (step + 1) % course.per_epoch == 0 or step + 1 == course.steps:
+            progress(f"steps of {course.name}", step + 1, course.steps)
             if half:
                 checkpoint.save_progress(half.folder, half.identity, step + 1, model, optimiser, None, [])
     model.eval()
 
 
-def upper_bound(
-    plan: AttachPlan, learn: Matched, choose: Matched, progress: Progress = silent
-) -> tuple[nn.Module, str]:
-    """What pairs would have given: the projector or a linear map, trained by InfoNCE; the better one on `choose`."""
+def upper_bound(plan: AttachPlan, learn: Matched, choose: Matched, steps: int, progress: Progress = silent) -> Way:
+    """What pairs would have given: projector or linear map, for `steps` of InfoNCE or a quarter; the best on `choose`.
+
+    Fewer steps are tried because a bound that has overfitted its pairs would flatter what is compared with it.
+    """
     enough_pairs(plan, learn, choose)
-    tried: dict[str, tuple[float, nn.Module]] = {}
-    for name in BOUNDS:
+    found = []
+    for name, share in itertools.product(MAPS, SHARES):
         torch.manual_seed(plan.seed)
-        leaf, base = learn.m.shape[1], learn.c.shape[1]
-        if name == "projector":
-            model: nn.Module = Projector(leaf, base, plan.projector.hidden, plan.projector.norm)
-        else:
-            model = nn.Linear(leaf, base)
+        model = MAPS[name](learn.m.shape[1], learn.c.shape[1], plan)
 
         def loss(rows: Tensor, _: torch.Generator, model: nn.Module = model) -> Tensor:
             return contrast(unit(model(learn.m[rows])), learn.c[rows], plan.tau2)
 
-        fit(model, len(learn), loss, plan, None, progress)
-        found = matched_by(choose, lambda m, model=model: unit(model(m)))  # type: ignore[misc]
-        tried[name] = float(found.scores["recall_few"].mean()), model
-    best = max(tried, key=lambda name: tried[name][0])
-    return tried[best][1], best
+        made = Way(f"{name}, {round(share * steps)} steps", lambda m, model=model: unit(model(m)))  # type: ignore[misc]
+        fit(model, Course(made.name, plan, len(learn), round(share * steps), loss), None, progress)
+        found.append((float(matched_by(choose, made).scores["recall_few"].mean()), made))
+    return max(found, key=lambda each: each[0])[1]
 
 
 def enough_pairs(plan: AttachPlan, learn: Matched, choose: Matched) -> None:
@@ -163,9 +202,7 @@ def enough_pairs(plan: AttachPlan, learn: Matched, choose: Matched) -> None:
             raise ConfigError("paired", told, "record longer, or leave `paired` out: no bound is printed then")
 
 
-def matched_by(
-    held: Matched, newcomer: Callable[[Tensor], Tensor], partner: Callable[[Tensor], Tensor] = lambda c: c
-) -> Queries:
-    """How held-out pairs find each other through these maps."""
+def matched_by(held: Matched, way: Way) -> Queries:
+    """How held-out pairs find each other on this way."""
     with torch.no_grad():
-        return asked(newcomer(held.m).numpy(), partner(held.c).numpy(), held.groups)
+        return asked(way.newcomer(held.m).numpy(), way.partner(held.c).numpy(), held.groups)

@@ -17,33 +17,33 @@ from lineside.errors import ConfigError, GateError
 from lineside.files import sha256
 from lineside.release import Gate
 from trainer import attached
-from trainer.align import Half, align, baseline, matched_by, upper_bound
+from trainer.align import Half, Way, align, baseline, matched_by, steps_of, upper_bound
 from trainer.attach_plan import AttachPlan
 from trainer.attached import About, Measured, hash_of
 from trainer.checkpoint import WEIGHTS
 from trainer.encoders import unit
 from trainer.gates import bank_pairs
-from trainer.matching import Queries, asked, intervals, of_bound
+from trainer.matching import asked, intervals, of_bound
 from trainer.plan import place
 from trainer.progress import Progress, silent
 from trainer.projector import CMcr, ExMcr
 from trainer.quadruples import Lookup, Memories
-from trainer.spaces import Evidence, Spaces, evidence, memories, spaces
+from trainer.spaces import Evidence, Spaces, evidence, pools, spaces
 from trainer.work import Parent
 
 
-def compared(
+def ways(
     plan: AttachPlan, known: Memories, model: ExMcr | CMcr, seen: Evidence, progress: Progress = silent
-) -> tuple[dict[str, Queries], str]:
-    """Queries of the zero-pair head, of the upper bound and of the C-MCR baseline on held-out pairs; which bound."""
-    found, which = {"zero-pair": matched_by(seen.held, model.newcomer, model.partner)}, ""
+) -> dict[str, Way]:
+    """The zero-pair head, the upper bound if there are pairs to learn it from, and the C-MCR baseline."""
+    found = {"zero-pair": Way(plan.method, model.newcomer, model.partner)}
     if seen.learn is not None and seen.choose is not None:
-        bound, which = upper_bound(plan, seen.learn, seen.choose, progress)
-        found["upper bound"] = matched_by(seen.held, lambda m: unit(bound(m)))
+        rows = len(known.m) + len(known.o_leaf) + len(known.c)
+        found["upper bound"] = upper_bound(plan, seen.learn, seen.choose, steps_of(plan, rows), progress)
     if plan.method != "c-mcr":
         other = baseline(plan, known, progress)
-        found["c-mcr"] = matched_by(seen.held, other.newcomer, other.partner)
-    return found, which
+        found["c-mcr"] = Way("c-mcr", other.newcomer, other.partner)
+    return found
 
 
 def gap(known: Memories, model: ExMcr | CMcr) -> tuple[float, float]:
@@ -64,15 +64,16 @@ def measured(
     before, after = gap(known, model)
     if seen is None:
         return Measured(gap_before=before, gap_after=after)
-    found, which = compared(plan, known, model, seen, progress)
+    made = ways(plan, known, model, seen, progress)
+    found = {name: matched_by(seen.held, way) for name, way in made.items()}
     shares = {}
-    if which:
+    if "upper bound" in found:
         shares = {name: of_bound(found["zero-pair"], found["upper bound"], name) for name in found["zero-pair"].scores}
     return Measured(
         windows=len(seen.held),
         groups=len(np.unique(seen.held.groups)),
         rows={name: intervals(queries) for name, queries in found.items()},
-        bound=which,
+        bound=made["upper bound"].name if "upper bound" in made else "",
         of_bound={name: share for name, share in shares.items() if np.isfinite(share.value)},
         gap_before=before,
         gap_after=after,
@@ -131,18 +132,18 @@ def run_attach(plan: AttachPlan, folder: Path, progress: Progress = silent) -> A
     fail is written as failed: look at `About.passed`. Raises ConfigError, RecordingError and GateError.
     """
     known = spaces(plan, folder)
-    pools = memories(plan, known, folder, progress)
-    seen = evidence(plan, known, folder, progress)
-    out, data = place(plan.out, folder), data_hash(pools, seen)
+    windows = pools(plan, known, folder, progress)
+    memories, seen = windows.embedded(known), evidence(plan, known, folder, progress)
+    out, data = place(plan.out, folder), data_hash(memories, seen)
     if out.exists():
         return finished(out, plan, data)
     half = Half(out.with_name(f".{out.name}.half"), identity(plan, known, data))
     base_folder = place(plan.base, folder)
-    before = Print.take(base_folder, known.base, pools)
-    model, lookups = align(plan, pools, half, progress)
-    found = measured(plan, pools, model, seen, progress)
-    again = memories(plan, known, folder, progress)  # embedded anew, by what is left of the base
-    gates = [*before.differs(Print.take(base_folder, known.base, again)), *above_chance(found)]
+    before = Print.take(base_folder, known.base, memories)
+    model, lookups = align(plan, memories, half, progress)
+    found = measured(plan, memories, model, seen, progress)
+    after = Print.take(base_folder, known.base, windows.embedded(known))  # embedded anew, by the base as it is now
+    gates = [*before.differs(after), *above_chance(found)]
     head, other = model.folded()
     about = attached.write(out, described(plan, known, data, lookups, found, gates, before), head, other)
     shutil.rmtree(half.folder, ignore_errors=True)
@@ -182,9 +183,9 @@ def above_chance(found: Measured) -> list[Gate]:
     ]
 
 
-def data_hash(pools: Memories, seen: Evidence | None) -> str:
+def data_hash(known: Memories, seen: Evidence | None) -> str:
     """Hash of all embeddings that are learned from or measured on."""
-    tensors = {"m": pools.m, "o_leaf": pools.o_leaf, "o_base": pools.o_base, "c": pools.c}
+    tensors = {"m": known.m, "o_leaf": known.o_leaf, "o_base": known.o_base, "c": known.c}
     for name in ("held", "learn", "choose") if seen else ():
         if (part := getattr(seen, name)) is not None:
             tensors |= {f"{name}/m": part.m, f"{name}/c": part.c}

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lineside.errors import ConfigError
 from trainer import checkpoint
@@ -91,27 +90,49 @@ def _names(names: set[str]) -> str:
     return ", ".join(sorted(names))
 
 
-def memories(plan: AttachPlan, known: Spaces, folder: Path, progress: Progress = silent) -> Memories:
-    """The pools, embedded: newcomer by the leaf, partner by the base, overlap by both, row by row the same windows."""
-    m = _pool(known.leaf, known.newcomer, plan.newcomers, folder, progress)
-    c = _pool(known.base, known.partner, plan.partners, folder, progress)
-    seen = [_read(space, known.overlap, plan.overlaps, folder, progress) for space in (known.leaf, known.base)]
-    if not np.array_equal(seen[0].start_ns, seen[1].start_ns):
+@dataclass(frozen=True)
+class Pools:
+    """Prepared windows of the pools: newcomer, partner, and the overlap as the leaf and as the base prepares it."""
+
+    m: NDArray[np.generic]
+    c: NDArray[np.generic]
+    o_leaf: NDArray[np.generic]
+    o_base: NDArray[np.generic]
+
+    def embedded(self, known: Spaces) -> Memories:
+        """What the two spaces make of them: the newcomer by the leaf, the partner by the base, the overlap by both."""
+        leaf, base = known.leaf.tensors.encoders, known.base.tensors.encoders
+        return Memories(
+            m=torch.from_numpy(embed(leaf[known.newcomer], self.m)),
+            o_leaf=torch.from_numpy(embed(leaf[known.overlap], self.o_leaf)),
+            o_base=torch.from_numpy(embed(base[known.overlap], self.o_base)),
+            c=torch.from_numpy(embed(base[known.partner], self.c)),
+        )
+
+
+def pools(plan: AttachPlan, known: Spaces, folder: Path, progress: Progress = silent) -> Pools:
+    """Read the pools; row by row, both spaces get the same windows of the overlap.
+
+    Raises ConfigError when they cut other moments, and what trainer.data.read raises.
+    """
+    newcomers = _read(known.leaf, known.newcomer, plan.newcomers, folder, progress)
+    partners = _read(known.base, known.partner, plan.partners, folder, progress)
+    by_leaf, by_base = (
+        _read(each, known.overlap, plan.overlaps, folder, progress) for each in (known.leaf, known.base)
+    )
+    if not np.array_equal(by_leaf.start_ns, by_base.start_ns):
         told = "leaf and base cut different moments of the overlap's recordings"
         raise ConfigError("overlaps", told, "train both stages with the same [windows]")
-    rows: tuple[list[Tensor], list[Tensor]] = [], []
-    for sensor, view in seen[0].views.items():
-        both = view.present & seen[1].views[sensor].present
-        for made, space, dataset in zip(rows, (known.leaf, known.base), seen, strict=True):
-            encoder = space.tensors.encoders[known.overlap]
-            made.append(torch.from_numpy(embed(encoder, dataset.views[sensor].inputs[both])))
-    return Memories(m, torch.cat(rows[0]), torch.cat(rows[1]), c)
-
-
-def _pool(space: Parent, modality: str, parts: list[RecordingPart], folder: Path, progress: Progress) -> Tensor:
-    dataset = _read(space, modality, parts, folder, progress)
-    windows = dataset.of_modality(modality, np.arange(len(dataset)))
-    return torch.from_numpy(embed(space.tensors.encoders[modality], windows))
+    both = [view.present & by_base.views[sensor].present for sensor, view in by_leaf.views.items()]
+    o_leaf, o_base = (
+        np.concatenate([dataset.views[sensor].inputs[rows] for sensor, rows in zip(by_leaf.views, both, strict=True)])
+        for dataset in (by_leaf, by_base)
+    )
+    m, c = (
+        dataset.of_modality(name, np.arange(len(dataset)))
+        for name, dataset in ((known.newcomer, newcomers), (known.partner, partners))
+    )
+    return Pools(m, c, o_leaf, o_base)
 
 
 def _read(space: Parent, modality: str, parts: list[RecordingPart], folder: Path, progress: Progress) -> Dataset:
