@@ -191,9 +191,11 @@ def markdown(made: Table, extra: Mapping[str, Queries]) -> list[str]:
 def details(runs: Sequence[Run]) -> list[str]:
     """What the bound was, what of the base differs, and how retrieval went, in the mean over seeds."""
     hashes, delta = (max(run.base[k] for run in runs) for k in (0, 1))
+    bounds = "; ".join(run.ways["upper bound"].name for run in runs)
     lines = [
-        f"\nBound by seed: {'; '.join(run.ways['upper bound'].name for run in runs)}. Base before and after the attachment:",
-        f"{hashes:.0f} of 3 hashes differ (files; parameters and buffers; embeddings), its own retrieval by {delta:g}.\n",
+        f"\nBound by seed: {bounds}.",
+        f"Base before and after: {hashes:.0f} of 3 hashes differ (files; parameters and buffers; embeddings), its own",
+        f"retrieval by {delta:g}.\n",
         "| retrieval | queries | rows | largest weight | entropy of log rows | distinct answers |",
         "|---|---|---|---|---|---|",
     ]
@@ -208,22 +210,23 @@ def details(runs: Sequence[Run]) -> list[str]:
 
 HEAD = """# Attached without pairs
 
-`python -m bench.attach --seeds {seeds} --split {split}`. Means over seeds, in brackets their standard deviation, then the
-95 % interval of the measured data, seeds averaged. Goal: 70 % of the bound's R@1 of 20 above chance."""
+`python -m bench.attach --seeds {seeds} --split {split}`. Means over seeds, in brackets their standard deviation,
+then the 95 % interval of the measured data, seeds averaged. Goal: 70 % of the bound's R@1 of 20 above chance."""
 SKAB_TEXT = """
 ## SKAB: electrical joins vibration + hydraulic through hydraulic
 
-A window is {window} s (hop {hop} s) of 1 Hz values, normal or faulty. The gallery is all {n} windows of the `{split}`
-split: {files} files that nothing was learned from, of {days} days. A query is an electrical window that asks for the vibration
-window of the same minute, and back. R@1 of 20: expected, among the partner and 19 others drawn at random. Learned from:
-leaf {leaf}, base {base} windows of different minutes; bound {paired} pairs. Intervals resample files.
+A window is {window} s (hop {hop} s) of 1 Hz values, normal or faulty. The gallery is all {n} windows of the
+`{split}` split: {files} files that nothing was learned from, of {days} days. A query is an electrical window that asks
+for the vibration window of the same minute, and back. R@1 of 20: expected, among the partner and 19 others drawn at
+random. Learned from: leaf {leaf}, base {base} windows of different minutes; bound {paired} pairs. Intervals resample
+files.
 """
 DIGITS_TEXT = """
 ## Digits: microphone joins camera + code through the code (supervised alignment)
 
-A window is a clip or a picture of a digit; the overlap is its class, as one of ten codes. The gallery is all {n} of the
-`{split}` split; right is any of the query's class, both ways. Learned from: leaf {leaf} clips, base {base} pictures that
-belong to other clips; bound {paired} pairs by class. Intervals resample clips.
+A window is a clip or a picture of a digit; the overlap is its class, as one of ten codes. The gallery is all {n}
+of the `{split}` split; right is any of the query's class, both ways. Learned from: leaf {leaf} clips, base {base}
+pictures that belong to other clips; bound {paired} pairs by class. Intervals resample clips.
 """
 
 
