@@ -41,6 +41,17 @@ frames = 1
 height = 32
 width = 32
 """
+OPEN = """
+[gates]
+retrieval_times_chance = 0.0
+spread = 1.0
+"""
+UNJUDGED = """
+[retrieval]
+flat = 1.0
+one_hot = 1.0
+distinct = 1.0
+"""
 ATTACH = """
 out = "microphone.safetensors"
 base = "base"

@@ -159,6 +159,7 @@ def described(
         newcomer=known.newcomer,
         overlap=known.overlap,
         partner=known.partner,
+        space=stage.space,
         method=plan.method,
         norm=plan.projector.norm,
         dims=(leaf.plan.dim, plan.projector.hidden, stage.plan.dim),

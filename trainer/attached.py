@@ -49,11 +49,16 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True):
-    """What a head says of itself; `dims` are those of leaf, hidden layer and base, `tensors` is the hash of its own."""
+    """What a head says of itself; `dims` are those of leaf, hidden layer and base, `tensors` is the hash of its own.
+
+    `space` is the base's, `base_sha256` and `leaf_sha256` are those of the stages' weights, `base_print` that of the
+    base's parameters and buffers, before and after alike where the gate `base changed` holds.
+    """
 
     newcomer: str
     overlap: str
     partner: str
+    space: str
     method: str
     norm: Norm
     dims: tuple[int, int, int]
@@ -106,21 +111,17 @@ class Attached:
     base_head: nn.Sequential | None
 
     @classmethod
-    def load(cls, path: Path, leaf: Stage, base: Stage) -> Attached:
-        """The head of a file, for the two stages that it was trained for.
+    def load(cls, path: Path, leaf: Stage, base: Stage | None = None) -> Attached:
+        """The head of a file, for the two stages that it was trained for; no base where none is used beside it.
 
         Raises ConfigError when the file is missing or damaged, lacks a weight or has one too many, or was trained for
         another leaf or base.
         """
         about, tensors = _read(path)
-        for name, wanted, stage in (("leaf", about.leaf_sha256, leaf), ("base", about.base_sha256, base)):
-            if stage.files[WEIGHTS] != wanted:
-                told = f"was trained for a {name} of hash {wanted[:12]}, this one is {stage.files[WEIGHTS][:12]}"
-                raise ConfigError(str(path), told, f"give the {name} stage it belongs to, or attach anew")
-        for name, dim, stage in (("leaf", about.dims[0], leaf), ("base", about.dims[2], base)):
-            if stage.plan.dim != dim:
-                told = f"is for a {name} of {dim} dimensions, {stage.name} has {stage.plan.dim}"
-                raise ConfigError(str(path), told, "attach anew with `lineside train attach`")
+        sides = [("leaf", about.leaf_sha256, about.dims[0], leaf), ("base", about.base_sha256, about.dims[2], base)]
+        for name, wanted, dim, stage in sides:
+            if stage is not None:
+                _belongs(path, name, stage, wanted, dim)
         with torch.random.fork_rng():
             made = METHODS[about.method](*_sizes(about), about.norm)
         heads = dict(zip(("newcomer", "base"), made.folded(), strict=True))
@@ -169,6 +170,16 @@ class AttachedHead(Head):
     def forward(self, x: Tensor) -> Tensor:
         projected: Tensor = self.after(unit(super().forward(x)))
         return projected
+
+
+def _belongs(path: Path, side: str, stage: Stage, wanted: str, dim: int) -> None:
+    """Raises ConfigError for a stage that a head was not trained for."""
+    if stage.files[WEIGHTS] != wanted:
+        told = f"was trained for a {side} of hash {wanted[:12]}, this one is {stage.files[WEIGHTS][:12]}"
+        raise ConfigError(str(path), told, f"give the {side} stage it belongs to, or attach anew")
+    if stage.plan.dim != dim:
+        told = f"is for a {side} of {dim} dimensions, {stage.name} has {stage.plan.dim}"
+        raise ConfigError(str(path), told, "attach anew with `lineside train attach`")
 
 
 def _sizes(about: About) -> tuple[int, int, int]:

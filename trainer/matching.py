@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -101,8 +100,3 @@ def mean_over(runs: list[Queries]) -> Queries:
     first = runs[0]
     scores = {name: np.mean([run.scores[name] for run in runs], axis=0) for name in first.scores}
     return Queries(scores, first.groups, first.chance)
-
-
-def summary(found: Mapping[str, Found]) -> dict[str, float]:
-    """Values alone."""
-    return {name: one.value for name, one in found.items()}
