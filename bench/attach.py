@@ -38,7 +38,7 @@ from trainer.quadruples import Lookup, Memories
 from trainer.spaces import Evidence
 from trainer.work import Parent
 
-STAGE_EPOCHS, DIGIT_EPOCHS, ATTACH_EPOCHS, HIDDEN = 8, 3, 12, 256
+HIDDEN = 256
 PAIR_STAGE = "stage on pairs"
 BOUNDS = ("upper bound", PAIR_STAGE)
 MEMORY = [RecordingPart("memory")]
@@ -54,7 +54,7 @@ class Run:
     base: tuple[float, ...]
 
 
-def attach_once(scene: Scene, stage: Plan, plan: AttachPlan, progress: Progress) -> Run:
+def attach_once(scene: Scene, stage: Plan, plan: AttachPlan, progress: Progress = silent) -> Run:
     """Both stages, the attachment, and everything beside it, with one seed."""
     newcomer, overlap, partner = scene.sensors
     with tempfile.TemporaryDirectory() as name:
@@ -83,7 +83,7 @@ def stage_plan(seed: int, epochs: int) -> Plan:
     return plain(seed, epochs, labels=False)
 
 
-def attach_plan(seed: int) -> AttachPlan:
+def attach_plan(seed: int, epochs: int) -> AttachPlan:
     """The defaults of a plan, but for epochs and width."""
     return AttachPlan(
         out="head.safetensors",
@@ -94,7 +94,7 @@ def attach_plan(seed: int) -> AttachPlan:
         newcomers=MEMORY,
         partners=MEMORY,
         seed=seed,
-        epochs=ATTACH_EPOCHS,
+        epochs=epochs,
         projector=ProjectorSettings(hidden=HIDDEN),
     )
 
@@ -198,8 +198,8 @@ DIGITS_TEXT = """
 ## Digits: microphone joins camera + code through the code (supervised alignment)
 
 A window is a clip or a picture of a digit; the overlap is its class, as one of ten codes. The gallery is all {n}
-of the `{split}` split; right is any of the query's class, both ways. Learned from: leaf {leaf} clips, base {base}
-pictures that belong to other clips; bound {paired} pairs by class. Intervals resample clips.
+of the `{split}` split; right is any of the query's class, both ways. Learned from: leaf {leaf}, base {base} windows of
+different clips; bound {paired} pairs by class. Intervals resample clips.
 """
 
 
@@ -230,10 +230,17 @@ def counts(scene: Scene) -> dict[str, int]:
     return {"n": len(scene.kinds), "leaf": len(scene.leaf), "base": len(scene.base), "paired": len(scene.paired)}
 
 
-BENCHMARKS: dict[str, tuple[Callable[[Path, str], Scene], int, Callable[[Sequence[Run], Scene, str], list[str]]]] = {
-    "skab": (skab, STAGE_EPOCHS, report_skab),
-    "digits": (digits, DIGIT_EPOCHS, report_digits),
-}
+@dataclass(frozen=True)
+class Benchmark:
+    """What is read, how many epochs a stage and an attachment have (chosen on val), and what is told."""
+
+    scene: Callable[[Path, str], Scene]
+    stage_epochs: int
+    attach_epochs: int
+    report: Callable[[Sequence[Run], Scene, str], list[str]]
+
+
+BENCHMARKS = {"skab": Benchmark(skab, 8, 12, report_skab), "digits": Benchmark(digits, 6, 4, report_digits)}
 
 
 def main() -> None:
@@ -247,13 +254,14 @@ def main() -> None:
     torch.set_num_threads(1)
     print(HEAD.format(seeds=asked_for.seeds, split=asked_for.split))
     for name in asked_for.only:
-        load, epochs, report = BENCHMARKS[name]
-        scene, runs = load(asked_for.data, asked_for.split), []
+        chosen = BENCHMARKS[name]
+        scene, runs = chosen.scene(asked_for.data, asked_for.split), []
         with Bar() as bar:
             for seed in range(1, asked_for.seeds + 1):
-                runs.append(attach_once(scene, stage_plan(seed, epochs), attach_plan(seed), silent))
+                stage, plan = stage_plan(seed, chosen.stage_epochs), attach_plan(seed, chosen.attach_epochs)
+                runs.append(attach_once(scene, stage, plan))
                 bar(f"seeds of {name}", seed, asked_for.seeds)
-        print("\n".join(report(runs, scene, asked_for.split)), flush=True)
+        print("\n".join(chosen.report(runs, scene, asked_for.split)), flush=True)
 
 
 def _cell(found: Found, seeds: Sequence[float]) -> str:
