@@ -8,7 +8,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-import tomllib
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -353,13 +352,6 @@ def test_plans_are_checked_whole(line_of):
     text = "\n".join(row for row in head.splitlines() if row.partition(" =")[0] != key) + "\n" + line_of + "\n"
     with pytest.raises(ConfigError, match=WRONG_PLANS[line_of]):
         config.loads(text, AttachPlan, "attach.toml")
-
-
-def test_the_example_is_a_plan():
-    text = Path("docs/files/attach.toml").read_text()
-    plan = config.loads(text, AttachPlan)
-    assert set(tomllib.loads(text)) >= {"out", "base", "leaf", "newcomer"}
-    assert plan.method == "ex-mcr"
 
 
 def rewritten(path, change):

@@ -61,9 +61,11 @@ def test_every_source_file_begins_by_saying_what_it_is():
 def test_the_files_in_the_docs_are_valid(path):
     from edge.config import DeviceConfig
     from lineside.config import load
+    from trainer.attach_plan import AttachPlan
     from trainer.plan import Plan
 
-    assert load(path, DeviceConfig if path.name.startswith("device") else Plan)
+    kinds = {"device": DeviceConfig, "attach": AttachPlan, "stage": Plan}
+    assert load(path, kinds[path.stem.partition("-")[0]])
 
 
 def test_the_faults_of_panel_and_demo_are_those_that_the_agent_knows():
