@@ -232,7 +232,7 @@ def counts(scene: Scene) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What is read, how many epochs a stage and an attachment have (chosen on val), and what is told."""
+    """What is read, how many epochs a stage and an attachment have, and what is told."""
 
     scene: Callable[[Path, str], Scene]
     stage_epochs: int
