@@ -32,6 +32,7 @@ def build(
     version: Annotated[int, typer.Option(min=0, help="Version of the files; 0: the stage's number.")] = 0,
     precision: Annotated[Precision, typer.Option(help="fp32, int8 or both.")] = Precision.all,
     modality: Annotated[list[str] | None, typer.Option(help="Only this modality; may be given more than once.")] = None,
+    head: Annotated[Path | None, typer.Option(help="Head of a sensor attached to another stage's space.")] = None,
     as_json: Json = False,
 ) -> None:
     """Write a stage's encoders as ONNX files that passed parity on the device's code path. Exit 6 when one did not.
@@ -40,13 +41,15 @@ def build(
     `lineside export waive` is how somebody answers for one.
 
     Example: lineside export build stage-2 --out encoders
+
+    With --head, the attached sensor's encoder in the space of its base; the stage is its leaf.
     """
     from export.bundle import build as build_files
     from trainer.progress import Bar
 
     precisions = ("fp32", "int8") if precision is Precision.all else (precision.value,)
     with Bar() as bar:
-        built = build_files(stage, out, version, precisions, modality or (), bar)
+        built = build_files(stage, out, version, precisions, modality or (), bar, head)
     if as_json:
         print(json.dumps({"files": msgspec.to_builtins(built)}))
         return

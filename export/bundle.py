@@ -21,6 +21,8 @@ from lineside import __version__, features, release
 from lineside.errors import ConfigError
 from lineside.files import sha256, sync_folder
 from trainer import checkpoint
+from trainer.attach import must_pass
+from trainer.attached import Attached
 from trainer.checkpoint import Stage
 from trainer.encoders import Encoder
 from trainer.evaluate import embed
@@ -57,21 +59,28 @@ def build(
     precisions: Sequence[str] = ("fp32", "int8"),
     modalities: Sequence[str] = (),
     progress: Progress = silent,
+    head: Path | None = None,
 ) -> list[Built]:
     """Export a stage's encoders (all, or `modalities`) as `{modality}-{version}.onnx` and `….int8.onnx` in `out`.
 
-    Version 0 means the stage's number. Raises GateError for a stage with a failed gate that nobody waived, its own or
-    one beside an older stage, and for a file that fails parity, of which nothing stays.
+    Version 0 means the stage's number. With a `head`, only the sensor that it attaches, in the space of its base.
+    Raises GateError for a stage or head with a failed gate that nobody waived (of a stage, beside older stages too), and
+    for a file that fails parity, of which nothing stays.
     """
     stage = checkpoint.load_stage(folder)
     stage = msgspec.structs.replace(stage, certificate=waivers.certificate(folder, stage))
-    chosen = list(modalities) or sorted(stage.prepare)
+    known = Attached.load(head, stage) if head else None
+    chosen = list(modalities) or ([known.about.newcomer] if known else sorted(stage.prepare))
     if unknown := [name for name in chosen if name not in stage.prepare]:
         raise ConfigError(
             "--modality", f"{stage.name} has no {unknown[0]}", f"choose {', '.join(sorted(stage.prepare))}"
         )
     tensors = checkpoint.load_tensors(folder, stage)
+    if known:
+        tensors.encoders[known.about.newcomer] = known.encoder(tensors.encoders[known.about.newcomer])
     identities = checkpoint.identities(stage, tensors.encoders)
+    if known and head:
+        stage = _in_base(known, head, chosen, stage, identities[known.about.newcomer])
     built = []
     for modality in chosen:
         windows = tensors.calibration[modality].numpy()
@@ -85,6 +94,19 @@ def build(
             built.append(msgspec.structs.replace(left, int8_layers=int8_layers))
             progress("encoder files", len(built), len(chosen) * len(precisions))
     return built
+
+
+def _in_base(known: Attached, head: Path, chosen: Sequence[str], stage: Stage, identity: str) -> Stage:
+    """What the leaf's stage says of an attached sensor: the base's space, the gates of both, and the base's encoders
+    as those that it was measured beside. Raises GateError."""
+    if chosen != [known.about.newcomer]:
+        told = f"the head attaches {known.about.newcomer} alone"
+        raise ConfigError("--modality", told, "leave it out, or export the others without --head")
+    must_pass(known.about, head)
+    gates = [*stage.certificate.gates, *known.about.gates]
+    mixes = [{**known.about.base_encoders, known.about.newcomer: identity}]
+    both = msgspec.structs.replace(stage.certificate, gates=gates, mixes=mixes)
+    return msgspec.structs.replace(stage, space=known.about.space, certificate=both)
 
 
 def file_name(modality: str, version: int, precision: str) -> str:

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from lineside import features
 from lineside.features import Prepare
+from trainer.attached import AttachedHead
 from trainer.encoders import Encoder, Head, unit
 from trainer.layers import fold
+from trainer.projector import Unit
 
 OPSET = 20  # the newest that ONNX Runtime 1.18 (JetPack 6) and 1.23 (Python 3.10) both run
 MOST_WINDOWS = 1024
@@ -62,13 +64,16 @@ def to_onnx(encoder: Encoder, spec: Prepare) -> onnx.ModelProto:
     return model
 
 
-def plain(head: Head) -> nn.Linear:
-    """The same map with weight and bias as two constants, so that the graph need not cut one out of the other."""
+def plain(head: Head) -> nn.Module:
+    """The same map with weight and bias as two constants, so that the graph need not cut one out of the other.
+
+    Behind an attached sensor's head stands the folded one that brings it into the base's space.
+    """
     linear = nn.Linear(head.weight.shape[1] - 1, head.weight.shape[0])
     with torch.no_grad():
         linear.weight.copy_(head.weight[:, :-1])
         linear.bias.copy_(head.weight[:, -1])
-    return linear
+    return nn.Sequential(linear, Unit(), *head.after) if isinstance(head, AttachedHead) else linear
 
 
 def strip(model: onnx.ModelProto) -> None:

@@ -62,10 +62,11 @@ def test_the_files_in_the_docs_are_valid(path):
     from edge.config import DeviceConfig
     from lineside.config import load
     from trainer.adapt_plan import AdaptPlan, RegisterPlan
+    from trainer.attach_plan import AttachPlan
     from trainer.plan import Plan
 
-    kinds = {"device": DeviceConfig, "register": RegisterPlan, "adapt": AdaptPlan}
-    assert load(path, kinds.get(path.stem.partition("-")[0], Plan))
+    kinds = {"device": DeviceConfig, "register": RegisterPlan, "adapt": AdaptPlan, "attach": AttachPlan, "stage": Plan}
+    assert load(path, kinds[path.stem.partition("-")[0]])
 
 
 def test_the_faults_of_panel_and_demo_are_those_that_the_agent_knows():

@@ -17,9 +17,11 @@ from lineside.cli import guarded
 from lineside.clock import NS, SystemClock
 
 if TYPE_CHECKING:
+    from lineside.features import Prepare
     from lineside.release import Certificate, Gate
     from trainer.checkpoint import Stage
     from trainer.compatibility import Compatibility, Interval
+    from trainer.encoders import Encoder
     from trainer.evaluate import Measured
     from trainer.plan import RecordingPart
 
@@ -116,6 +118,53 @@ def features(
         feature_files.write(out, made)
     about = {name: [int(each.present.sum()), each.features.shape[1]] for name, each in made.sensors.items()}
     _say(as_json, {"file": str(out), "moments": len(made.start_ns), "windows_and_width": about})
+
+
+@app.command()
+def attach(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN.toml", help="The plan of the attachment.")],
+    as_json: Json = False,
+) -> None:
+    """Attach a kind of sensor that was never recorded together with the base's. Exit 6 when a gate fails.
+
+    Example: lineside train attach attach.toml
+
+    A plan can be this short (overlap: the one modality that both stages know):
+
+        out = "microphone.safetensors"
+
+        base = "camera-pump"
+
+        leaf = "microphone-pump"
+
+        newcomer = "microphone"
+
+        overlaps = [{ path = "pump.mcap" }]
+
+        newcomers = [{ path = "sound.mcap" }]
+
+        partners = [{ path = "pictures.mcap" }]
+
+    To detach, delete the file.
+    """
+    from lineside import config
+    from trainer.attach import must_pass, run_attach
+    from trainer.attach_plan import AttachPlan
+    from trainer.plan import place
+    from trainer.progress import Bar
+
+    wanted, base = config.load(plan, AttachPlan), plan.resolve().parent
+    with Bar() as bar:
+        about = run_attach(wanted, base, bar)
+    out = place(wanted.out, base)
+    told = msgspec.to_builtins(about)
+    measured, gates = told.pop("measured"), [_gate(gate) for gate in about.gates]
+    found = [
+        {"way": way, "score": name, **one} for way, rows in measured.pop("rows").items() for name, one in rows.items()
+    ]
+    shares = [{"score": name, **one} for name, one in measured.pop("of_bound").items()]
+    _say(as_json, {"file": str(out), **told, **measured, "found": found, "of_bound": shares, "gates": gates})
+    must_pass(about, out)
 
 
 @app.command()
@@ -248,6 +297,8 @@ def adapt(
 def evaluate(
     folder: Folder,
     recording: Annotated[Path, typer.Option(help="The MCAP recording to measure on.")],
+    head: Annotated[Path | None, typer.Option(help="Head of a sensor attached to this stage.")] = None,
+    leaf: Annotated[Path | None, typer.Option(help="With --head: the stage that knows that sensor.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure on a recording how often picture and sound of one moment find each other.
@@ -263,10 +314,13 @@ def evaluate(
     from trainer.progress import Bar
 
     known = checkpoint.load_stage(folder)
-    encoders = checkpoint.load_tensors(folder, known).encoders
+    encoders, prepare = checkpoint.load_tensors(folder, known).encoders, known.prepare
+    if head is not None or leaf is not None:
+        newcomer, encoder, spec = _attached(head, leaf, known)
+        encoders[newcomer], prepare = encoder, {**prepare, newcomer: spec}
     with Bar() as bar:
         part = RecordingPart(path=str(recording.resolve()))
-        dataset = read([part], Path(), known.windows, known.prepare, bar, only=set(known.prepare))
+        dataset = read([part], Path(), known.windows, prepare, bar, only=set(prepare))
     for warning in dataset.warnings:
         print(f"lineside: warning: {warning}", file=sys.stderr)
     measured = measure(encoders, dataset, np.arange(len(dataset)))
@@ -358,6 +412,20 @@ def _mixes(found: Compatibility) -> list[dict[str, Any]]:
 
 def _range(interval: Interval | None) -> str:
     return "–" if interval is None else f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def _attached(head: Path | None, leaf: Path | None, base: Stage) -> tuple[str, Encoder, Prepare]:
+    """Modality, encoder in the base's space and preparation of an attached sensor."""
+    from lineside.errors import ConfigError
+    from trainer import checkpoint
+    from trainer.attached import Attached
+
+    if head is None or leaf is None:
+        raise ConfigError("--head, --leaf", "one is not there", "give the head's file and the stage of its leaf")
+    stage = checkpoint.load_stage(leaf)
+    known = Attached.load(head, stage, base)
+    newcomer = known.about.newcomer
+    return newcomer, known.encoder(checkpoint.load_tensors(leaf, stage).encoders[newcomer]), stage.prepare[newcomer]
 
 
 def _summary(known: Stage) -> dict[str, Any]:

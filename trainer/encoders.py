@@ -33,6 +33,11 @@ class Head(nn.Module):
         nn.init.normal_(self.weight, std=features**-0.5)
         nn.init.zeros_(self.weight[:, -1])
 
+    @property
+    def dim(self) -> int:
+        """Width of what comes out."""
+        return len(self.weight)
+
     def forward(self, x: Tensor) -> Tensor:
         return functional.linear(x, self.weight[:, :-1], self.weight[:, -1])  # (batch, dim)
 

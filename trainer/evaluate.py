@@ -43,7 +43,7 @@ def embed(encoder: Encoder, windows: NDArray[np.generic], with_head: bool = True
     with torch.no_grad():
         done = [call(torch.from_numpy(windows[i : i + CHUNK]).to(device)).cpu() for i in range(0, len(windows), CHUNK)]
     encoder.train(was_training)
-    width = encoder.head.weight.shape[0] if with_head else encoder.head.weight.shape[1] - 1
+    width = encoder.head.dim if with_head else encoder.head.weight.shape[1] - 1
     return torch.cat(done).numpy() if done else np.zeros((0, width), np.float32)
 
 
@@ -117,7 +117,7 @@ def measure(encoders: Encoders, dataset: Dataset, rows: NDArray[np.int64]) -> Me
     rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), MOST_QUERIES)).round().astype(int)]
     found = {}
     for sensor, view in dataset.views.items():
-        z = np.zeros((len(rows), encoders[view.modality].head.weight.shape[0]), np.float32)
+        z = np.zeros((len(rows), encoders[view.modality].head.dim), np.float32)
         present = view.present[rows]
         z[present] = embed(encoders[view.modality], view.inputs[rows[present]])
         found[sensor] = z, present
