@@ -64,7 +64,7 @@ def build(
     """Export a stage's encoders (all, or `modalities`) as `{modality}-{version}.onnx` and `….int8.onnx` in `out`.
 
     Version 0 means the stage's number. With a `head`, only the sensor that it attaches, in the space of its base.
-    Raises GateError for a stage or head with a failed gate that nobody waived (of a stage, beside older stages too), and
+    Raises GateError for a stage or head with a failed gate that nobody waived (of a stage, beside older ones too), and
     for a file that fails parity, of which nothing stays.
     """
     stage = checkpoint.load_stage(folder)

@@ -441,6 +441,9 @@ def test_the_attached_sensor_leaves_for_a_device_in_the_base_s_space(tmp_path):
     windows = leaf[1].calibration["microphone"].numpy()
     want = Attached.load(head, leaf[0], base[0]).embed(embed(leaf[1].encoders["microphone"], windows))
     np.testing.assert_allclose(device.embed(windows), want, atol=1e-4)
-    assert [gate.name for gate in device.card.certificate.gates][-2:] == ["base changed", "base retrieval delta"]
+    told = [gate.name for gate in device.card.certificate.gates]
+    assert told[-3:] == ["base changed", "base retrieval delta", "parity fp32"]
+    beside = checkpoint.identities(base[0], base[1].encoders)
+    assert device.card.certificate.mixes == [{**beside, "microphone": device.card.encoder}]
     with pytest.raises(ConfigError, match="the head attaches microphone alone"):
         build(tmp_path / "leaf", tmp_path / "out", 3, ("fp32",), ("series",), head=head)
