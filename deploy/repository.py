@@ -11,6 +11,7 @@ import msgspec
 from tuf.api.metadata import TargetFile
 
 from deploy.roles import Roles
+from deploy.waivers import holds
 from lineside import onnx_metadata, release, targets
 from lineside.clock import Clock
 from lineside.errors import ReleaseError
@@ -182,8 +183,8 @@ class Repository:
         root = self.roles.read("root").signed
         ours = {root.keys[keyid].keyval["public"] for keyid in root.roles["targets"].keyids}
         for waiver in card.certificate.waivers:
-            if waiver.key not in ours:
-                told = f"the waiver of `{waiver.gate}` by {waiver.by} is not signed with the plant's targets key"
+            if waiver.key not in ours or not holds(waiver):
+                told = f"the waiver of `{waiver.gate}` by {waiver.by} is not signed by the plant's targets key"
                 raise ReleaseError("waiver", card.name, told, "waive it with --key keys/targets.pem, and export again")
 
     def _point(self, metadata: Any, modality: str, version: int) -> None:

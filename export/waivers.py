@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
+from deploy.waivers import holds
 from lineside.clock import Clock
 from lineside.errors import ConfigError, GateError
 from lineside.files import write_atomic
@@ -70,16 +70,6 @@ def kept(folder: Path, stage: Stage) -> list[Waiver]:
             told = f"the waiver of `{waiver.gate}` is of another stage, or was changed after it was signed"
             raise GateError(str(path), told, "delete it and waive again")
     return found
-
-
-def holds(waiver: Waiver) -> bool:
-    """Whether its signature is of what it says, by the key that it names."""
-    try:
-        public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(waiver.key))
-        public.verify(bytes.fromhex(waiver.signature), waiver.said)
-    except (InvalidSignature, ValueError):
-        return False
-    return True
 
 
 def gates(folder: Path, stage: Stage) -> list[Gate]:

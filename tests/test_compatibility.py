@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from typer.testing import CliRunner
 
+from deploy.waivers import holds
 from export import waivers
 from lineside.clock import NS, SimulatedClock
 from lineside.errors import ConfigError, GateError, RecordingError, ReleaseError
@@ -276,9 +277,9 @@ def test_nothing_leaves_while_a_gate_has_failed_unless_somebody_answers_for_it(f
 @pytest.mark.parametrize("change", [{"reason": "all is well"}, {"value": 0.5}, {"stage": "stage-1-00000000"}])
 def test_a_waiver_that_was_changed_does_not_hold(failed, key, change):
     signed = waivers.waive(failed, "spread camera", "a still life", "K. Sato", key, SimulatedClock())
-    assert waivers.holds(signed)
+    assert holds(signed)
     altered = msgspec.structs.replace(signed, **change)
-    assert not waivers.holds(altered)
+    assert not holds(altered)
     (failed / waivers.FILE).write_bytes(msgspec.json.encode([altered]))
     with pytest.raises(GateError, match="of another stage, or was changed"):
         waivers.certificate(failed, checkpoint.load_stage(failed))

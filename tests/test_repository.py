@@ -7,7 +7,9 @@ import shutil
 import stat
 from pathlib import Path
 
+import msgspec
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata
 
@@ -17,6 +19,7 @@ from lineside import config, targets
 from lineside.clock import NS, SimulatedClock
 from lineside.errors import ConfigError, ReleaseError
 from lineside.plant import PlantConfig
+from lineside.release import Gate, Waiver
 from tests import killed as killed_at
 from tests import tiny_encoder
 
@@ -97,6 +100,31 @@ def test_publishing_names_the_file_and_points_at_it(repo: Repository, tmp_path: 
     assert file.custom == custom
     stored = repo.roles.folder / "targets" / "models" / "camera" / f"{custom['sha256']}.camera-1.onnx"
     assert stored.read_bytes() == files[0].read_bytes()
+
+
+def waived(repo: Repository, folder: Path, key: Path, **changes: object) -> Path:
+    """An encoder with a failed gate that somebody with a key answers for; `changes` are made after signing."""
+    private = load_pem_private_key(key.read_bytes(), None)
+    public = private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw).hex()
+    told = Waiver(
+        stage="stage-1", gate="spread", value=0.99, limit=0.98, reason="still", by="Sato", at_ns=1, key=public
+    )
+    signed = msgspec.structs.replace(told, signature=private.sign(told.said).hex())
+    card = tiny_encoder.card("camera", 1, gates=[Gate("spread", 0.99, 0.98, True)])
+    waivers = [msgspec.structs.replace(signed, **changes)]
+    card = msgspec.structs.replace(card, certificate=msgspec.structs.replace(card.certificate, waivers=waivers))
+    path = folder / "camera-1.onnx"
+    path.write_bytes(tiny_encoder.model(card))
+    return path
+
+
+def test_only_the_plant_answers_for_a_failed_gate(repo: Repository, tmp_path: Path) -> None:
+    keys = repo.roles.keys
+    refused("gates", repo, tiny_encoder.write(tmp_path, "camera", 1, gates=[Gate("spread", 0.99, 0.98, True)]))
+    assert "by Sato is not signed by" in str(refused("waiver", repo, waived(repo, tmp_path, keys / "camera.pem")))
+    refused("waiver", repo, waived(repo, tmp_path, keys / "targets.pem", reason="nobody said this"))
+    repo.publish([waived(repo, tmp_path, keys / "targets.pem")])
+    assert versions(repo) == {"camera": 1}
 
 
 def test_publishing_needs_no_offline_key_and_no_other_modality(repo: Repository, tmp_path: Path) -> None:
