@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.evaluate import FEW, chances_among, ranks
+from trainer.resampling import Resampling, interval
 
 Floats = NDArray[np.float64]
 RESAMPLES = 1000
@@ -70,7 +71,7 @@ def intervals(queries: Queries) -> dict[str, Found]:
     told = {}
     for name, values in queries.scores.items():
         drawn = resampled(values, queries.groups)
-        low, high = np.quantile(drawn, [0.025, 0.975])
+        low, high = interval(drawn)
         told[name] = Found(float(values.mean()), float(low), float(high), queries.chance[name])
     return told
 
@@ -82,17 +83,13 @@ def of_bound(reached: Queries, bound: Queries, score: str) -> Found:
     with np.errstate(divide="ignore", invalid="ignore"):
         drawn = np.divide(*(resampled(values, groups) - chance for values, groups in pairs))
         value = np.divide(*(values.mean() - chance for values, _ in pairs))
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    low, high = interval(drawn)
     return Found(float(value), float(low), float(high), 0.0)
 
 
 def resampled(values: Floats, groups: NDArray[np.int64]) -> Floats:
     """Means (1000,) of `values` when its groups are drawn anew, the same draws for the same groups."""
-    _, index = np.unique(groups, return_inverse=True)
-    size = np.bincount(index)
-    rng = np.random.default_rng(0)
-    drawn = rng.multinomial(len(size), np.full(len(size), 1 / len(size)), RESAMPLES)
-    return np.asarray((drawn @ np.bincount(index, values)) / (drawn @ size))
+    return Resampling.of(groups, RESAMPLES).means(values)
 
 
 def mean_over(runs: list[Queries]) -> Queries:
