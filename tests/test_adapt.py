@@ -364,6 +364,7 @@ def command(*given):
     return CliRunner().invoke(app, [*map(str, given), "--json"])
 
 
+@pytest.mark.slow
 def test_the_commands_make_a_registry_and_a_fused_model_of_a_labelled_recording(line):
     made = command("register", line / "register.toml")
     assert made.exit_code == 0, made.output
