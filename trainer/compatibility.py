@@ -13,7 +13,7 @@ learning (CVPR 2020), section 3, for every mix; negative flips are those of Yan 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations, permutations
 from pathlib import Path
@@ -233,6 +233,7 @@ class _Bench:
     new: Version
     old: Version
     trial: Trial
+    _normals: dict[frozenset[str], Normal] = field(default_factory=dict)
 
     @cached_property
     def _seen(self) -> dict[tuple[str, bool, str], Encoded]:
@@ -251,8 +252,11 @@ class _Bench:
 
     def found(self, way: frozenset[str], only_new: frozenset[str]) -> _Found:
         """The mix in which the modalities of `way` are new, beside normal running of that in which `only_new` are."""
-        known = [Normal.fit(self._by("bank", each), CORESET) for each in (only_new, way)]
+        for each in (only_new, way):
+            if each not in self._normals:
+                self._normals[each] = Normal.fit(self._by("bank", each), CORESET)
         normal, faulty = self._by("normal", way), self._by("faulty", way)
+        known = self._normals[only_new], self._normals[way]
         kept, anew = ((_evidence(one, normal), _evidence(one, faulty)) for one in known)
         pairs = {f"{a}+{b}": (normal[a].embedding, normal[b].embedding) for a, b in combinations(sorted(normal), 2)}
         cosines = {name: (za * zb).sum(axis=1).astype(np.float64) for name, (za, zb) in pairs.items()}
