@@ -319,7 +319,8 @@ def _mix(
         return float(np.concatenate(flipped).mean())
 
     def false_alarms(normal: Rows, _: Rows) -> float:
-        return float(wrong[0][normal].sum() / max(alarms[normal].sum(), 1))
+        now, then = wrong[0][normal].sum(), alarms[normal].sum()
+        return float(now / then if then else 1 + now)  # none of none is as many
 
     def area(normal: Rows, faulty: Rows) -> float:
         return _area(after.kept, normal, faulty)
