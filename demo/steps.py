@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from msgspec import convert
+
 from demo.dashboard import Dashboard
 from demo.labelled import Labelled
 from demo.plan import DEVICE, SITE, Line, device_file, stage_file, write
@@ -19,6 +21,7 @@ from lineside.fusion import MIN_MOMENTS
 from lineside.operator import Operator, check
 from lineside.plant import PlantConfig
 from lineside.recording import Label, Recording
+from lineside.release import Gate
 
 # Kinds of alarm that answer to a fault: one that is weak and lasts is told as drift of the station.
 ANSWERS = {"anomaly": ("anomaly", "drift"), "sensor": ("sensor",)}
@@ -57,6 +60,10 @@ class Loop:
     @property
     def _plant(self) -> str:
         return str(self._folder / "plant.toml")
+
+    @property
+    def _key(self) -> str:
+        return str(self._folder / "keys" / "targets.pem")
 
     def record(self) -> None:
         """1. A line is recorded."""
@@ -108,27 +115,35 @@ class Loop:
         self._certify()
 
     def _certify(self) -> None:
-        """Stage 2 beside stage 1, so that a device may mix them; on moments that stage 2 did not learn from."""
+        """Stage 2 beside stage 1, so that a device may mix them; on moments that stage 2 did not learn from.
+
+        A few dozen moments of anybody's recording may fail a gate, which is then waived by name; the line's may not.
+        """
         old, new = (str(self._folder / f"stages/{number}") for number in (1, 2))
         recording, from_s, to_s = self._to_certify_on
         part = ("--recording", str(recording), "--from-s", str(from_s), "--to-s", str(to_s))
-        beside = self.processes.call("train", "certify", new, "--against", old, *part)
+        strict = self._line.kind == "simulation"
+        beside = self.processes.call("train", "certify", new, "--against", old, *part, judged=strict)
         [found] = (each for name, each in beside.items() if name.startswith("beside "))
         self.measured["mixes"] = {" + ".join(mix["new"]) or "nothing": mix["flips"]["value"] for mix in found["mixes"]}
+        self.measured["waived"] = [gate["name"] for gate in found["gates"] if not convert(gate, Gate).passed]
 
     def export(self) -> None:
         """3. One ONNX file a modality, verified against PyTorch; signed and published."""
+        self.processes.call(
+            *("deploy", "init", str(self._folder), "--site", SITE, "--device", DEVICE, "--demo"),
+            *("--mqtt-port", str(self._mqtt_port), "--hub-port", str(self._port)),
+            *(f"--modality={modality}" for modality in sorted(set(self._line.sensors.values()))),
+        )
+        signed = ("--reason", "a short recording, to try and not to use", "--by", "demo", "--key", self._key)
+        for gate in self.measured["waived"]:
+            self.processes.call("export", "waive", str(self._folder / "stages/2"), "--gate", gate, *signed)
         parity = {}
         for number in (1, 2):
             stage, folder = str(self._folder / f"stages/{number}"), str(self._folder / "bundles")
             built = self.processes.call("export", "build", stage, "--out", folder, "--precision", "fp32")
             parity |= {Path(file["file"]).name: file["parity"]["max_difference"] for file in built["files"]}
         self.measured["parity_max_difference"] = parity
-        self.processes.call(
-            *("deploy", "init", str(self._folder), "--site", SITE, "--device", DEVICE, "--demo"),
-            *("--mqtt-port", str(self._mqtt_port), "--hub-port", str(self._port)),
-            *(f"--modality={modality}" for modality in sorted(set(self._line.sensors.values()))),
-        )
         self._publish(*(f"{modality}-1.onnx" for modality in sorted(set(self._line.sensors.values()))))
 
     def watch(self) -> None:
