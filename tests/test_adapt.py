@@ -171,6 +171,7 @@ def test_sensors_together_know_what_none_knows_alone(done):
     assert sum(told["share"] for told in done.result.contributions.values()) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_umt_draws_features_to_those_of_its_teachers(known, data):
     def distance(strength):
         plan = adapt_plan(umt=UmtSettings(epochs=8, strength=strength), lora=LoraSettings(ranks=[]))

@@ -59,6 +59,7 @@ def found(small):
     return {name: run(small, name, narrowed(METHODS[name]), 1, "test", 8) for name in names}
 
 
+@pytest.mark.slow
 def test_heads_solved_from_moments_of_all_stages_forget_nothing(found):
     assert abs(found["solved, one look"].backward_transfer) < 0.05
     assert found["solved, one look"].final > found["fine-tune"].final + 0.1

@@ -113,6 +113,7 @@ def test_nothing_new_is_as_the_old(stages, trial):
     assert found.mixes[1].encoders == {"camera": "camera-again", "microphone": one.identities["microphone"]}
 
 
+@pytest.mark.slow
 def test_a_protected_stage_is_certified_and_one_that_forgets_is_not(stages, trial):
     one, two, free = (certify.version(stages / name) for name in ("one", "two", "free"))
     assert len(compatibility.certify(two, one, trial).certified) == 4

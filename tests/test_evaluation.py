@@ -70,6 +70,7 @@ def test_rivals_see_what_they_are_for() -> None:
     assert np.median(calm) < 1.5
 
 
+@pytest.mark.slow
 def test_detectors_of_change_are_as_sensitive_as_normal_running_allows() -> None:
     rng = np.random.default_rng(1)
     values = np.concatenate([rng.standard_t(3, 3000), rng.normal(3, 1, 300)])
