@@ -32,6 +32,8 @@ from trainer.plan import RecordingPart
 from trainer.quadruples import Memories
 from trainer.spaces import pools, spaces
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _one_thread():
@@ -424,7 +426,6 @@ def test_dims_of_leaf_and_base_may_differ_and_pools_of_one_space_may_not():
 # To a device
 
 
-@pytest.mark.slow
 def test_the_attached_sensor_leaves_for_a_device_in_the_base_s_space(tmp_path):
     for name, seed, sensors in (("base", 1, ("cam0", "pump0")), ("leaf", 2, ("mic0", "pump0"))):
         attach_scene.record(tmp_path / f"{name}.mcap", 60, seed, sensors)

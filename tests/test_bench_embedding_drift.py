@@ -24,6 +24,8 @@ from bench.embedding_drift import (
 from lineside.clock import NS
 from lineside.drift import Detector
 
+pytestmark = pytest.mark.slow
+
 STREAMS, STEPS = 4, 130
 
 

@@ -29,6 +29,8 @@ from trainer.feature_files import FeatureFile, SensorFeatures
 from trainer.plan import BackwardSettings, DefectSettings, GateSettings, Plan, ProtectionSettings, RecordingPart
 from trainer.stage import run_stage
 
+pytestmark = pytest.mark.slow
+
 WIDTH, DIM, COUNT = 16, 8, 360
 SPECS = {name: FeaturesPrepare(WIDTH, letter * 64) for name, letter in (("camera", "a"), ("microphone", "b"))}
 SENSORS = {"cam0": "camera", "mic0": "microphone"}
@@ -113,7 +115,6 @@ def test_nothing_new_is_as_the_old(stages, trial):
     assert found.mixes[1].encoders == {"camera": "camera-again", "microphone": one.identities["microphone"]}
 
 
-@pytest.mark.slow
 def test_a_protected_stage_is_certified_and_one_that_forgets_is_not(stages, trial):
     one, two, free = (certify.version(stages / name) for name in ("one", "two", "free"))
     assert len(compatibility.certify(two, one, trial).certified) == 4
@@ -186,7 +187,6 @@ def test_certificates_are_kept_one_for_each_old_version(stages, trial, tmp_path)
         compatibility.kept(tmp_path, two.name)
 
 
-@pytest.mark.slow
 def test_the_command_certifies_and_exports_carry_the_mixes(stages):
     words = ["certify", str(stages / "two"), "--against", str(stages / "one"), "--json"]
     done = CliRunner().invoke(app, [*words, "--recording", str(stages / "unseen.safetensors")])
@@ -301,7 +301,6 @@ def test_a_waiver_is_for_one_gate_at_its_number(failed, key):
         waivers.waive(failed, "spread camera", "why", "who", failed / "stage.json", SimulatedClock())
 
 
-@pytest.mark.slow
 def test_a_stage_trained_backward_finds_what_the_old_one_left(stages, trial):
     """Unprotected, the same stage with and without the term: with it, old answers are still found."""
     other = {"parent": "one", "recordings": [RecordingPart("other.safetensors")]}

@@ -64,6 +64,7 @@ def measured(learned: Commissioning, encoders: dict[str, Encoder]) -> contract.C
     return contract.measure(learned.ensemble(encoders, CONFIG), learned, CONFIG)
 
 
+@pytest.mark.slow
 def test_every_kind_has_its_turn_on_good_moments_and_strikes_its_own_sensors(learned: Commissioning) -> None:
     counts = Counter(trial.kind for trial in learned.faulty)
     assert set(counts) == set(KINDS)
@@ -79,6 +80,7 @@ def test_every_kind_has_its_turn_on_good_moments_and_strikes_its_own_sensors(lea
             assert between_slips or not np.array_equal(window, healthy[trial.start_ns][sensor])
 
 
+@pytest.mark.slow
 def test_a_fault_that_one_sensor_alone_can_tell_has_no_number_for_the_other(measured: contract.Contract) -> None:
     assert list(measured.subsets) == SUBSETS
     assert measured.subsets["cam0"]["bearing_noise"] is None
@@ -99,6 +101,7 @@ def test_a_fault_that_one_sensor_alone_can_tell_has_no_number_for_the_other(meas
     assert all(sight is not None and sight.auroc is not None and sight.auroc > 0.5 for sight in both)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "sensor", "other"), [("muted", "mic0", "cam0"), ("frozen", "cam0", "mic0")])
 def test_what_a_health_rule_finds_is_told_as_such(
     measured: contract.Contract, kind: str, sensor: str, other: str
@@ -111,6 +114,7 @@ def test_what_a_health_rule_finds_is_told_as_such(
         assert (sight.windows, sight.by) == (CONFIG.alarm.sensor_count, "health")
 
 
+@pytest.mark.slow
 def test_a_fault_that_changes_nothing_is_not_seen(learned: Commissioning, encoders: dict[str, Encoder]) -> None:
     """Each moment is judged by a normal that knows neither it nor its twin: else the two would differ."""
     nothing = tuple(
@@ -129,6 +133,7 @@ def test_a_fault_that_changes_nothing_is_not_seen(learned: Commissioning, encode
         assert sight.windows is None
 
 
+@pytest.mark.slow
 def test_no_moment_is_judged_by_a_normal_that_knows_it(learned: Commissioning, encoders: dict[str, Encoder]) -> None:
     """Else healthy moments would look more ordinary than any new one can: their p-values would crowd at 1."""
     checked = cross_checked(learned, learned.ensemble(encoders, CONFIG), CONFIG.commissioning.coreset)
@@ -139,6 +144,7 @@ def test_no_moment_is_judged_by_a_normal_that_knows_it(learned: Commissioning, e
         assert np.quantile(p_values, [0.25, 0.5, 0.75]) == pytest.approx([0.25, 0.5, 0.75], abs=0.25)
 
 
+@pytest.mark.slow
 def test_what_befalls_one_of_two_microphones_is_no_fault_of_the_other(encoders: dict[str, Encoder]) -> None:
     sensors = [SensorSettings(name=n, modality="microphone", source="simulation") for n in ("mic0", "mic1")]
     config = msgspec.structs.replace(CONFIG, sensors=sensors)
@@ -151,6 +157,7 @@ def test_what_befalls_one_of_two_microphones_is_no_fault_of_the_other(encoders: 
     assert abs(alone - other) <= 1
 
 
+@pytest.mark.slow
 def test_it_is_told_with_all_sensors_and_without_each(measured: contract.Contract) -> None:
     told = contract.told(measured)
     head, *rows = told.splitlines()
@@ -165,6 +172,7 @@ def test_it_is_told_with_all_sensors_and_without_each(measured: contract.Contrac
     assert "of 2 process faults (all sensors: " in lines[1]
 
 
+@pytest.mark.slow
 def test_it_is_a_file_and_back(measured: contract.Contract) -> None:
     data = contract.to_json(measured)
     assert contract.from_json(data) == measured
@@ -173,6 +181,7 @@ def test_it_is_a_file_and_back(measured: contract.Contract) -> None:
         contract.from_json(data[:-20])
 
 
+@pytest.mark.slow
 def test_faults_are_kept_with_commissioning_and_an_older_file_has_none(
     learned: Commissioning, encoders: dict[str, Encoder], tmp_path: Path
 ) -> None:
@@ -197,6 +206,7 @@ def test_faults_are_kept_with_commissioning_and_an_older_file_has_none(
         Commissioning.load(tmp_path / "cut.npz")
 
 
+@pytest.mark.slow
 def test_a_recording_is_rehearsed_as_the_live_line_is(encoders: dict[str, Encoder], tmp_path: Path) -> None:
     recording = Recording(record(tmp_path / "short.mcap", CONFIG, 5.0))
     from_file, live = commission(CONFIG, Ensemble(encoders), recording), rehearsed(CONFIG, encoders, tuple(FAULTS), 5.0)
@@ -208,6 +218,7 @@ def test_a_recording_is_rehearsed_as_the_live_line_is(encoders: dict[str, Encode
             assert sensor == "cam0" or np.array_equal(one.windows[sensor], window)
 
 
+@pytest.mark.slow
 def test_normal_running_too_short_to_leave_a_part_out_is_named(
     learned: Commissioning, encoders: dict[str, Encoder]
 ) -> None:
@@ -216,6 +227,7 @@ def test_normal_running_too_short_to_leave_a_part_out_is_named(
         contract.measure(short.ensemble(encoders, CONFIG), short, CONFIG)
 
 
+@pytest.mark.slow
 def test_each_state_of_the_station_is_judged_by_its_own_normal(
     learned: Commissioning, encoders: dict[str, Encoder]
 ) -> None:

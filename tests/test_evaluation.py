@@ -151,6 +151,7 @@ def test_a_labelled_recording_is_evaluated_by_the_command(device: Path) -> None:
     assert (out.parent / text.split("](")[1].split(")")[0]).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_evaluating_needs_a_recording_or_all(device: Path) -> None:
     runner = CliRunner()
     assert runner.invoke(app, ["replay", "--evaluate"]).exit_code == 2
