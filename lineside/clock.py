@@ -18,16 +18,34 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """Wall time read once, then carried by the monotonic clock: later wall-clock jumps change nothing."""
+    """Wall time read once, then carried by the monotonic clock: later wall-clock jumps change nothing.
 
-    def __init__(self) -> None:
-        self._offset_ns = time.time_ns() - time.monotonic_ns()
+    `offset_ns` makes it the clock of another process of this machine, which may have read the wall at another time.
+    """
+
+    def __init__(self, offset_ns: int | None = None) -> None:
+        self._offset_ns = time.time_ns() - time.monotonic_ns() if offset_ns is None else offset_ns
 
     def now_ns(self) -> int:
         return time.monotonic_ns() + self._offset_ns
 
     def sleep(self, seconds: float) -> None:
         time.sleep(max(0.0, seconds))
+
+
+def offset_ns(clock: Clock) -> int:
+    """How far `clock` is ahead of this machine's monotonic clock, nanoseconds."""
+    return clock.now_ns() - time.monotonic_ns()
+
+
+def wall_error_ns(clock: Clock) -> int:
+    """How far the wall clock has been set ahead of `clock` (behind: negative), nanoseconds."""
+    return time.time_ns() - clock.now_ns()
+
+
+def wall_ns() -> int:
+    """What the wall clock shows, nanoseconds since the Unix epoch: for what must be right by the calendar."""
+    return time.time_ns()
 
 
 class SimulatedClock:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,16 +15,18 @@ SHRINKAGE = 1.0
 
 @dataclass(frozen=True)
 class Coreset:
-    """Normal running of one sensor: `mean` (f,), `whiten` (f, f) and the whitened `bank` (m, f).
+    """Normal running of one sensor: `mean` (f,), `whiten` (f, r), the whitened `bank` (m, r), and `beside`.
 
     Whitened, so that a change counts by how unusual it is, not by how large: features of normal running differ
     along few directions, and a fault that moves them along another one would else be lost among these. The mean
-    variance is added to every direction's own, which from few windows is known badly or not at all.
+    variance is added to every direction's own, which from few windows is known badly or not at all. Fewer windows than
+    features span r < f directions alone: what leads beside them counts by its length over `beside`.
     """
 
-    mean: NDArray[np.float64]
-    whiten: NDArray[np.float64]
+    mean: NDArray[np.floating[Any]]
+    whiten: NDArray[np.floating[Any]]
     bank: NDArray[np.float32]
+    beside: float = math.inf
 
     @classmethod
     def fit(cls, points: NDArray[np.float32], size: int) -> Coreset:
@@ -33,15 +38,44 @@ class Coreset:
         True
         """
         mean = points.mean(axis=0, dtype=np.float64)
-        spread, axes = np.linalg.eigh(np.cov(points.T.astype(np.float64)))
-        scale = np.sqrt(np.maximum(spread, 0.0) + SHRINKAGE * spread.mean() + 1e-12)
-        whiten = axes / scale
-        white = ((points - mean) @ whiten).astype(np.float32)
-        return cls(mean, whiten, white[k_center(white, size)])
+        spread, axes = _principal(points - mean)
+        added = SHRINKAGE * float(spread.sum()) / points.shape[1] + 1e-12
+        whiten = np.asarray(axes / np.sqrt(spread + added), np.float32)
+        white = np.asarray((points - mean).astype(np.float32) @ whiten, np.float32)
+        beside = math.inf if len(spread) == points.shape[1] else math.sqrt(added)
+        return cls(mean.astype(np.float32), whiten, white[k_center(white, size)], beside)
 
     def distances(self, points: NDArray[np.float32]) -> NDArray[np.float64]:
         """Whitened distance (n,) from each of `points` (n, f) to its nearest neighbour in the bank."""
-        return distances(((points - self.mean) @ self.whiten).astype(np.float32), self.bank)
+        off = points - self.mean
+        white = off @ self.whiten
+        near = distances(white.astype(np.float32, copy=False), self.bank)
+        if math.isinf(self.beside):
+            return near
+        left = np.square(off, dtype=np.float64).sum(axis=1) - np.square(white / self._scale, dtype=np.float64).sum(
+            axis=1
+        )
+        return np.asarray(np.sqrt(near**2 + np.maximum(left, 0.0) / self.beside**2))
+
+    @cached_property
+    def _scale(self) -> NDArray[np.floating[Any]]:
+        """What a step of length 1 along each axis is whitened to (r,)."""
+        return np.asarray(np.linalg.norm(self.whiten, axis=0))
+
+
+def _principal(off: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Variances (r,) along the orthonormal axes (f, r) that the centred points (n, f) span, or along all f.
+
+    By the smaller of the two products of the points with themselves, which have the same spectrum.
+    """
+    n, f = off.shape
+    if n > f:
+        spread, axes = np.linalg.eigh(off.T @ off / (n - 1))
+        return np.maximum(spread, 0.0), axes
+    power, turns = np.linalg.eigh(off @ off.T)
+    kept = power > max(1e-12 * float(power[-1]), 0.0)
+    axes = off.T @ turns[:, kept] / np.sqrt(power[kept])
+    return power[kept] / (n - 1), axes
 
 
 def k_center(points: NDArray[np.float32], size: int) -> NDArray[np.intp]:

@@ -8,7 +8,8 @@
     ├── GateError            exit 6   a trained or exported model failed a gate
     ├── BrokerError          exit 7   the MQTT broker cannot be reached or started
     ├── PortInUseError       exit 8   somebody else listens there already
-    └── WireError            exit 9   bytes from outside are not a message of ours
+    ├── WireError            exit 9   bytes from outside are not a message of ours
+    └── AccessError          exit 10  a person is not known here, or may not do this
 
 Every error names the thing, the reason and the mend.
 """
@@ -45,12 +46,12 @@ class SensorError(LinesideError):
 
 
 class ReleaseError(LinesideError):
-    """A release is refused; the running encoder stays."""
+    """A release is refused; the running encoder stays. `told` is the reason without the name of the check."""
 
     exit_code = 5
 
     def __init__(self, check: str, thing: str, reason: str, mend: str) -> None:
-        self.check = check
+        self.check, self.told = check, reason
         super().__init__(thing, f"{check} failed: {reason}", mend)
 
 
@@ -76,3 +77,9 @@ class WireError(LinesideError):
     """Bytes that came over the wire are not a message of ours."""
 
     exit_code = 9
+
+
+class AccessError(LinesideError):
+    """Somebody is not known here, or may not do this."""
+
+    exit_code = 10

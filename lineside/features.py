@@ -7,6 +7,7 @@ refuses a preparation that it does not implement. Normalisation stands inside th
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import cv2
 import msgspec
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from lineside.errors import ReleaseError
 from lineside.files import sha256
-from lineside.windows import Window
+from lineside.windows import Frames, Window
 
 
 class CameraPrepare(msgspec.Struct, frozen=True, tag="camera/1", forbid_unknown_fields=True):
@@ -24,6 +25,14 @@ class CameraPrepare(msgspec.Struct, frozen=True, tag="camera/1", forbid_unknown_
     frames: int = 2
     height: int = 96
     width: int = 96
+
+
+class HalvedPrepare(CameraPrepare, frozen=True, tag="camera/halved", forbid_unknown_fields=True):
+    """As camera/1, resized otherwise: halved while it is twice as large as wanted both ways, then bilinear.
+
+    Of 720p that is a fifth of the work. A halved pixel is the mean of four, so what is finer than the result is still
+    averaged away, where bilinear alone would pick at random among it.
+    """
 
 
 class MicrophonePrepare(msgspec.Struct, frozen=True, tag="microphone/1", forbid_unknown_fields=True):
@@ -56,7 +65,7 @@ class FeaturesPrepare(msgspec.Struct, frozen=True, tag="features/1", forbid_unkn
     backbone: str
 
 
-RawPrepare = CameraPrepare | MicrophonePrepare | SeriesPrepare
+RawPrepare = CameraPrepare | HalvedPrepare | MicrophonePrepare | SeriesPrepare
 Prepare = RawPrepare | FeaturesPrepare
 BACKBONE_FIRST = "its frozen backbone has to run first, which a device cannot do yet"
 
@@ -114,27 +123,43 @@ def prepare(spec: Prepare, window: Window) -> NDArray[np.generic]:
     if isinstance(spec, MicrophonePrepare):
         if round(window.rate_hz) != spec.rate_hz:
             raise ValueError(f"{window.sensor}: sound at {window.rate_hz} Hz for an encoder of {spec.rate_hz} Hz")
-        return _log_mel(spec, window.data)
+        return _log_mel(spec, window.values)
     if window.data.shape[1] != spec.channels:
         raise ValueError(f"{window.sensor}: {window.data.shape[1]} channels for an encoder of {spec.channels}")
-    return _series(spec, window.data)
+    return _series(spec, window.values)
 
 
-def _camera(spec: CameraPrepare, frames: NDArray[np.generic]) -> NDArray[np.generic]:
+def _camera(spec: CameraPrepare, frames: NDArray[np.generic] | Frames) -> NDArray[np.generic]:
     chosen = np.linspace(0, len(frames) - 1, spec.frames).round().astype(int)
-    size = (spec.width, spec.height)
-    pictures = [cv2.resize(frames[i], size, interpolation=cv2.INTER_AREA) for i in chosen]
-    return np.concatenate([picture.transpose(2, 0, 1) for picture in pictures]).astype(np.uint8)
+    resize = _halved if isinstance(spec, HalvedPrepare) else _area
+    pictures = [resize(frames[i], spec.width, spec.height) for i in chosen]
+    return np.concatenate([picture.transpose(2, 0, 1) for picture in pictures]).astype(np.uint8, copy=False)
+
+
+def _area(picture: NDArray[Any], width: int, height: int) -> NDArray[np.generic]:
+    return np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA))
+
+
+def _halved(picture: NDArray[Any], width: int, height: int) -> NDArray[np.generic]:
+    while picture.shape[0] >= 2 * height and picture.shape[1] >= 2 * width:
+        half = (picture.shape[1] // 2, picture.shape[0] // 2)
+        picture = cv2.resize(picture, half, interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR))
 
 
 def _log_mel(spec: MicrophonePrepare, sound: NDArray[np.generic]) -> NDArray[np.generic]:
-    wave = np.zeros(spec.samples, np.float32)
-    part = sound[: spec.samples].astype(np.float32) / 32_768
+    wave = np.zeros(spec.samples)  # in double precision numpy's transform is four times as fast as in single
+    part = sound[: spec.samples].astype(np.float64) / 32_768
     wave[: len(part)] = part  # a window may be one sample short of its length
     frames = np.lib.stride_tricks.sliding_window_view(wave, spec.n_fft)[:: spec.hop]
-    hann = np.hanning(spec.n_fft + 1)[:-1].astype(np.float32)
-    power = np.abs(np.fft.rfft(frames * hann)) ** 2 / spec.n_fft
+    spectrum = np.fft.rfft(frames * _hann(spec.n_fft))
+    power = (spectrum.real**2 + spectrum.imag**2) / spec.n_fft
     return np.log(np.maximum(mel_filters(spec) @ power.T, spec.floor)).astype(np.float32)[None]
+
+
+@functools.lru_cache(maxsize=8)
+def _hann(length: int) -> NDArray[np.float64]:
+    return np.hanning(length + 1)[:-1]
 
 
 @functools.lru_cache(maxsize=8)

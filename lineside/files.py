@@ -2,30 +2,57 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
-import tempfile
 from pathlib import Path
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Write `data` to `path` so that after a power cut the file is whole: the old one or the new one.
 
-    Temporary file in the same folder, fsync, rename, fsync of the folder. Raises OSError.
+    Temporary file in the same folder, fsync, rename, fsync of the folder. The temporary file has one name for each
+    `path`: what a cut leaves is overwritten by the next write, so that it never heaps up. Writers of the same path wait
+    for each other, also those of other processes. Raises OSError.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
+    make_folder(path.parent)
+    fresh = path.with_name(f".{path.name}.new")
+    with os.fdopen(_alone(fresh), "wb") as file:
+        try:
+            file.truncate()
             file.write(data)
             file.flush()
             os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+            os.replace(fresh, path)
+        except BaseException:
+            fresh.unlink(missing_ok=True)
+            raise
     sync_folder(path.parent)
+
+
+def _alone(path: Path) -> int:
+    """The file at `path`, made where there is none, open and locked: until it is closed or renamed, it is ours."""
+    while True:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(handle), os.stat(path)):
+                return handle
+        except FileNotFoundError:
+            pass  # whoever held the lock has renamed it since
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, with those above it, so that a power cut does not take them away with all that is put in them."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -37,6 +64,6 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def sha256(data: bytes) -> str:
+def sha256(data: bytes | memoryview) -> str:
     """Hexadecimal SHA-256 of `data`."""
     return hashlib.sha256(data).hexdigest()

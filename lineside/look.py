@@ -6,6 +6,8 @@ axes of the window itself see some of that at once, and a detector that loses to
 
 from __future__ import annotations
 
+import functools
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,18 +27,20 @@ def coarse(windows: NDArray[np.generic]) -> NDArray[np.float32] | None:
     """
     if windows.ndim != 4:
         return None
-    cells = _means(_means(windows.astype(np.float32, copy=False), 2), 3)
+    rows, columns = (_averages(size) for size in windows.shape[2:])
+    cells = np.matmul(np.matmul(rows, windows.astype(np.float32, copy=False)), columns.T)
     return np.ascontiguousarray(cells.reshape(len(windows), -1))
 
 
-def _means(values: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
-    """Means of at most SIDE runs of neighbours along an axis."""
-    length = values.shape[axis]
-    edges = np.arange(min(SIDE, length)) * length // min(SIDE, length)
-    counts = np.diff(np.append(edges, length)).astype(np.float32)
-    shape = [1] * values.ndim
-    shape[axis] = len(counts)
-    return np.asarray(np.add.reduceat(values, edges, axis=axis) / counts.reshape(shape), np.float32)
+@functools.lru_cache(maxsize=16)
+def _averages(length: int) -> NDArray[np.float32]:
+    """The means of at most SIDE runs of neighbours, as a matrix (runs, length)."""
+    runs = min(SIDE, length)
+    edges = np.arange(runs + 1) * length // runs
+    made = np.zeros((runs, length), np.float32)
+    for row, (first, end) in enumerate(itertools.pairwise(edges)):
+        made[row, first:end] = 1 / (end - first)
+    return made
 
 
 @dataclass(frozen=True)

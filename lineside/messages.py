@@ -46,9 +46,9 @@ class Score(Message, frozen=True):
     reason for each sensor that is not in the fusion; `p_upper` is what the p-value is at most (95 %) where it is too
     small to be counted among normal windows and rests on a fitted tail; `limit` is the p-value at or below which a
     moment is anomalous; `drift` is the evidence of slow change, 0 to 1 (an alarm), by sensor and by pair; `state` is
-    what the station said of itself, by whose normal running the moment was judged ("": by all of it); `states` is the
-    probability of each state that was learned, as the sensors see it, `state_contributions` what each sensor says for
-    the likeliest (nats: Shapley values of state logits).
+    what the station said of itself, by whose normal running the moment was judged ("": by all of it); `state_logits`
+    are the fused logits of the states and kinds of faults that were learned, as the sensors see them (nats, normalised:
+    exp gives probabilities), `state_contributions` what each sensor says for the likeliest (their Shapley values).
     """
 
     station: str
@@ -67,7 +67,7 @@ class Score(Message, frozen=True):
     drift: dict[str, float] = {}
     state: str = ""
     p_upper: float | None = None
-    states: dict[str, float] = {}
+    state_logits: dict[str, float] = {}
     state_contributions: dict[str, float] = {}
 
 
@@ -84,7 +84,8 @@ class Alarm(Message, frozen=True):
     `pictures` are small JPEGs by sensor, sent only when the device may send evidence; `cause` says of a raised alarm
     whether a sensor or the process that it watches is at fault (edge.triage). `effect` is the size of a drift in
     standard deviations of what drifted, 0 where its spread changed; `trace` is its course in the same, in equal spans
-    from before the onset.
+    from before the onset. `recording` is the file in the device's folder `evidence` that keeps what it saw and heard
+    around the alarm, empty where it keeps none.
     """
 
     station: str
@@ -106,16 +107,27 @@ class Alarm(Message, frozen=True):
     cause: AlarmCause = ""
     effect: float = 0.0
     trace: list[float] = []
+    recording: str = ""
 
 
 class SensorHealth(msgspec.Struct, frozen=True, kw_only=True):
-    """One sensor as the agent sees it; `problem` is empty while all is well, else reason and mend."""
+    """One sensor as the agent sees it; `problem` is empty while all is well, else reason and mend.
+
+    `flags` are of its last window, `flagged` counts its windows by flag (those that never came as `absent`), `restarts`
+    how often it was opened anew. `rate_hz` is what it really gives (0 before it is known), `offset_ms` and `drift_ppm`
+    how far its own clock has fallen behind the device's since it was opened, and how fast, None without such a clock.
+    """
 
     modality: str
     windows: int
     dropped_samples: int
     flags: list[str]
     problem: str
+    flagged: dict[str, int] = {}
+    restarts: int = 0
+    rate_hz: float = 0.0
+    offset_ms: float | None = None
+    drift_ppm: float | None = None
 
 
 class EncoderHealth(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,7 +155,10 @@ class Health(Message, frozen=True, kw_only=True):
     Of `windows` that were cut, `embedded` were well and had an encoder; only those are sent. `drift` says how far the
     watch for slow change is: still learning what is ordinary, or watching. `contributions` is by sensor, in the
     station's present state, empty until enough is known; `effective_sensors` is as how many equal ones they count.
-    `sensitivity` says in sentences how well faults are seen, with all sensors and without some of them.
+    `sensitivity` says in sentences how well faults are seen, with all sensors and without some of them; `degraded` says
+    which sensors are out of the fusion now, why, and how well faults are seen by those that are left. `recording` is
+    whether the device keeps all that it sees and hears on its own disk. `dropped` is `dropped_messages` by reason
+    (edge.outbox). `making` says which encoder is made ready meanwhile, for which runtime, and how far that is.
     """
 
     station: str
@@ -153,6 +168,7 @@ class Health(Message, frozen=True, kw_only=True):
     state: str
     sensors: dict[str, SensorHealth]
     encoders: dict[str, EncoderHealth]
+    making: str = ""
     windows: int
     embedded: int = 0
     moments: int
@@ -161,18 +177,65 @@ class Health(Message, frozen=True, kw_only=True):
     contributions: dict[str, Contribution] = {}
     effective_sensors: float | None = None
     sensitivity: list[str] = []
+    degraded: str = ""
     outbox_messages: int
     outbox_bytes: int
     dropped_messages: int
+    recording: bool = False
+    dropped: dict[str, int] = {}
     problems: list[str]
 
 
+Phase = Literal["steady", "waiting", "fetching", "building", "proving", "shadow", "probation", "failed"]
+
+
+class Installed(msgspec.Struct, frozen=True, kw_only=True):
+    """What runs for one modality since when, what `rollback` would go to, and how far the device is in a rollout.
+
+    `rollout` and `candidate` (a version) are those that it was asked to take last, empty and 0 before the first one:
+    it has taken them when `phase` is `steady` and `version` is that of the candidate. `reason` says why it waits or
+    failed; `measured` is what shadow and probation measured, by the name of the limit (lineside.targets.Terms).
+    """
+
+    version: int
+    sha256: str
+    precision: str
+    since_ns: int
+    previous_version: int = 0
+    previous_sha256: str = ""
+    rollout: str = ""
+    candidate: int = 0
+    phase: Phase = "steady"
+    reason: str = ""
+    measured: dict[str, float] = {}
+
+
+class Manifest(Message, frozen=True, kw_only=True):
+    """The device's signed word on what it runs, by modality: Uptane's vehicle version manifest (Standard, 5.4.2.1.1).
+
+    Sent at every change. `key` is the public half of the device's own Ed25519 key (hexadecimal), which never leaves
+    it; `signature` is of lineside.manifest.said (hexadecimal, RFC 8032).
+    """
+
+    station: str
+    time_ns: int
+    agent: str
+    encoders: dict[str, Installed]
+    key: str = ""
+    signature: str = ""
+
+
 class Tombstone(Message, frozen=True):
-    """Accounts for messages that the outbox had to drop: their numbers as ranges, both ends included."""
+    """Accounts for messages that the outbox lost or had to drop: their numbers as ranges, both ends included.
+
+    They are of the tombstone's own epoch, or of `of_epoch`, an earlier one whose file was damaged. A message among them
+    that arrives after all is none the worse for it.
+    """
 
     ranges: list[tuple[int, int]]
     reason: str
     time_ns: int
+    of_epoch: int = 0
 
 
 class Ack(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,12 +6,10 @@ ModelProto has `repeated StringStringEntryProto metadata_props = 14`, each with 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from lineside.errors import ReleaseError
+from lineside.protobuf import BYTES, Field, fields
 
 METADATA_PROPS, KEY, VALUE = 14, 1, 2
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
 def read(data: bytes, name: str) -> dict[str, str]:
@@ -22,9 +20,9 @@ def read(data: bytes, name: str) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     try:
-        for number, entry in _fields(memoryview(data)):
-            if number == METADATA_PROPS and entry is not None:
-                key, value = _entry(entry)
+        for entry in fields(whole := memoryview(data)):
+            if entry.number == METADATA_PROPS and entry.kind == BYTES:
+                key, value = _entry(whole, entry)
                 if key in found:
                     raise ValueError(f"metadata key {key!r} comes twice")
                 found[key] = value
@@ -34,41 +32,8 @@ def read(data: bytes, name: str) -> dict[str, str]:
     return found
 
 
-def _entry(entry: memoryview) -> tuple[str, str]:
+def _entry(data: memoryview, entry: Field) -> tuple[str, str]:
     """Key and value of one property; protobuf lets the last of a repeated field win and leaves empty ones out."""
-    texts = {number: bytes(text).decode() for number, text in _fields(entry) if text is not None}
+    inside = fields(data, entry.start, entry.end)
+    texts = {one.number: bytes(data[one.start : one.end]).decode() for one in inside if one.kind == BYTES}
     return texts.get(KEY, ""), texts.get(VALUE, "")
-
-
-def _fields(data: memoryview) -> Iterator[tuple[int, memoryview | None]]:
-    """Number and content of each field of one message; None stands for a content that is no run of bytes."""
-    at = 0
-    while at < len(data):
-        tag, at = _varint(data, at)
-        number, kind = tag >> 3, tag & 7
-        start = at
-        if kind == VARINT:
-            _, at = _varint(data, at)
-        elif kind == BYTES:
-            length, start = _varint(data, at)
-            at = start + length
-        elif kind in (FIXED64, FIXED32):
-            at += 8 if kind == FIXED64 else 4
-        else:
-            raise ValueError(f"wire type {kind} at byte {start}")
-        if number == 0 or at > len(data):
-            raise ValueError(f"field {number} at byte {start} does not end within {len(data)} bytes")
-        yield number, data[start:at] if kind == BYTES else None
-
-
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """A base-128 number of at most 64 bits, and the place after it."""
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= len(data):
-            raise ValueError(f"cut at byte {at}")
-        byte, at = data[at], at + 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    raise ValueError(f"number of more than 10 bytes before byte {at}")

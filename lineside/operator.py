@@ -10,8 +10,8 @@ import contextlib
 import queue
 import secrets
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,12 +20,12 @@ import paho.mqtt.client as paho
 from lineside import topics, wire
 from lineside.clock import NS, Clock
 from lineside.errors import BrokerError, ReleaseError, WireError
-from lineside.messages import Command, Health, StationState
+from lineside.messages import Command, Health, Manifest, StationState
 from lineside.mqtt import BrokerConfig, client, connect
 
 ANSWER_S = 10.0
 LISTEN_S = 1.5
-KINDS = ("cmd", "health", "status")
+KINDS = ("cmd", "health", "manifest", "status")
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Report:
-    """What is retained of one device: `status` as in lineside.topics.STATUS, else `unknown` or `unreadable`."""
+    """What is retained of one device: `status` as in lineside.topics.STATUS, else `unknown` or `unreadable`.
+
+    The manifest is as it came: whether it is signed is for the reader to look at (lineside.pins).
+    """
 
     device: str
     status: str
     health: Health | None
+    manifest: Manifest | None = None
 
 
 class Operator:
@@ -54,6 +58,7 @@ class Operator:
         self._incoming: queue.Queue[tuple[str, bytes]] = queue.Queue()
         self._settled = threading.Event()
         self._refusal = ""
+        self._known: dict[str, Report] = {}
         self._client = client(connection, f"operator-{secrets.token_hex(4)}", base)
         self._client.on_connect = self._on_connect
         self._client.on_subscribe = self._on_subscribe
@@ -77,39 +82,45 @@ class Operator:
 
     def ask(self, devices: Sequence[str], op: str, args: dict[str, str], timeout_s: float) -> list[Outcome]:
         """Send a request to devices and wait until each has ended it or `timeout_s` is over; one outcome a device."""
-        request = Command(id=secrets.token_hex(6), op=op, args=args)
-        asked = {topics.name(self._site, device, "cmd", op, request.id): device for device in devices}
-        try:
-            for topic in asked:
-                self._publish(topic, wire.encode(request))
-            ended = self._wait(asked, self._clock.now_ns() + round(timeout_s * NS))
-        finally:
-            for topic in asked:
-                with contextlib.suppress(BrokerError):  # a broker that went away must not hide what came before
-                    self._publish(topic, b"")  # an empty retained message: nobody acts on this request later
+        deadline_ns = self._clock.now_ns() + round(timeout_s * NS)
+        with self.requested(op, dict.fromkeys(devices, args)) as asked:
+            ended = self._wait(asked, deadline_ns)
         return [ended.get(device, Outcome(device, "silent")) for device in devices]
+
+    @contextlib.contextmanager
+    def requested(self, op: str, args: Mapping[str, dict[str, str]]) -> Iterator[dict[str, str]]:
+        """Requests, by device, that stand as long as the block: then they are taken back. Gives devices by topic."""
+        made = {device: Command(id=secrets.token_hex(6), op=op, args=its) for device, its in args.items()}
+        asked = {topics.name(self._site, device, "cmd", op, one.id): one for device, one in made.items()}
+        try:
+            self._publish({topic: wire.encode(request) for topic, request in asked.items()})
+            yield dict(zip(asked, made, strict=True))
+        finally:
+            with contextlib.suppress(BrokerError):  # a broker that went away must not hide what came before
+                self._publish(dict.fromkeys(asked, b""))  # empty and retained: nobody acts on this request later
 
     def tell_state(self, devices: Sequence[str], state: str) -> None:
         """Say that the stations of these devices are in `state` from now on; it is retained for a device that is away.
 
         Raises BrokerError when the broker does not take it.
         """
-        for device in devices:
-            self._publish(topics.name(self._site, device, "state"), wire.encode(StationState(state)))
+        told = wire.encode(StationState(state))
+        self._publish({topics.name(self._site, device, "state"): told for device in devices})
 
     def survey(self, listen_s: float = LISTEN_S) -> dict[str, Report]:
-        """What is retained of every device of the line, after listening for `listen_s`."""
+        """What is known of every device of the line, after listening for `listen_s`."""
         self._clock.sleep(listen_s)
-        found: dict[str, Report] = {}
         while not self._incoming.empty():
-            topic, payload = self._incoming.get()
-            _, device, kind, _ = topics.parse(topic)
-            old = found.get(device, Report(device, "unknown", None))
-            if kind == "status":
-                found[device] = Report(device, _status(payload), old.health)
-            elif kind == "health" and payload:
-                found[device] = _report(device, old.status, payload)
-        return found
+            self._note(*self._incoming.get())
+        return dict(self._known)
+
+    def _note(self, topic: str, payload: bytes) -> None:
+        _, device, kind, _ = topics.parse(topic)
+        old = self._known.get(device, Report(device, "unknown", None))
+        if kind == "status":
+            self._known[device] = replace(old, status=_status(payload))
+        elif kind in ("health", "manifest") and payload:
+            self._known[device] = _report(old, kind, payload)
 
     def _wait(self, asked: dict[str, str], deadline_ns: int) -> dict[str, Outcome]:
         ended: dict[str, Outcome] = {}
@@ -120,14 +131,16 @@ class Operator:
                 break
             if topic in asked and payload and (outcome := _outcome(asked[topic], payload)):
                 ended[asked[topic]] = outcome
+            self._note(topic, payload)
         return ended
 
-    def _publish(self, topic: str, payload: bytes) -> None:
+    def _publish(self, messages: Mapping[str, bytes]) -> None:
         row = topics.TOPICS["cmd"]  # as all that an operator writes
         try:
-            sent = self._client.publish(topic, payload, qos=row.qos, retain=row.retain)
-            sent.wait_for_publish(ANSWER_S)
-            arrived = sent.is_published()
+            sent = [self._client.publish(topic, data, row.qos, row.retain) for topic, data in messages.items()]
+            for one in sent:
+                one.wait_for_publish(ANSWER_S)
+            arrived = all(one.is_published() for one in sent)
         except (RuntimeError, ValueError):  # paho's words for a connection that is gone
             arrived = False
         if not arrived:
@@ -165,12 +178,16 @@ def _outcome(device: str, payload: bytes) -> Outcome | None:
     return Outcome(device, command.status, command.reason) if command.status in ("successful", "failed") else None
 
 
-def _report(device: str, status: str, payload: bytes) -> Report:
-    """One device's account; one that we cannot read must not hide the others."""
+def _report(old: Report, kind: str, payload: bytes) -> Report:
+    """What is known with one more account of a device; one that we cannot read must not hide the others."""
     try:
-        return Report(device, status, wire.decode("health", payload))
+        said = wire.decode(kind, payload)
     except WireError:
-        return Report(device, "unreadable", None)
+        return Report(old.device, "unreadable", None)
+    if kind == "health":
+        return replace(old, health=said)
+    known = old.manifest  # a device sends again what was not stored: an old word may come after a newer one
+    return old if known and (said.epoch, said.seq) < (known.epoch, known.seq) else replace(old, manifest=said)
 
 
 def _status(payload: bytes) -> str:

@@ -1,83 +1,39 @@
-"""Recordings: raw samples with capture time, flags and labels in MCAP, readable in Foxglove.
+"""Recordings: raw samples with capture time, flags, labels and alarms in MCAP, readable in Foxglove.
 
-Pictures are `foxglove.CompressedImage`, sound is `foxglove.RawAudio`, series are `lineside.Series`; all as JSON with
-base64 bytes (https://docs.foxglove.dev/docs/visualization/message-schemas), with our `flags` beside. Windows are cut
-when a recording is read, by the code that cuts them on the device. Chunks are small and go to disk as they
-fill, so that a cut in the middle of a write costs the last second, not the file.
+What stands in them is lineside.channels' table. Windows are cut when a recording is read, by the code that cuts them
+on the device. Chunks are small and go to disk as they fill, so that a cut in the middle of a write costs the last
+second, not the file.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Literal
+from typing import IO, Any
 
-import cv2
 import msgspec
-import numpy as np
 from mcap.exceptions import McapError
 from mcap.records import Channel, Message, Metadata, Schema
 from mcap.stream_reader import StreamReader
 from mcap.writer import CompressionType, IndexType, Writer
-from numpy.typing import NDArray
+from zstandard import ZstdError
 
+from lineside.channels import KINDS, Block, ImageFormat, Label, SoundFormat, block, blocks, decoded
 from lineside.clock import NS
 from lineside.errors import RecordingError
+from lineside.files import make_folder
+from lineside.messages import Alarm
 from lineside.windows import Samples
 
+__all__ = ["About", "Label", "Recorder", "Recording", "loop_span", "replay_shift", "within_faults", "without_faults"]
+# What reading a damaged file ends with.
+DAMAGE = (McapError, ZstdError, struct.error, EOFError, ValueError, KeyError, RuntimeError)
 CHUNK_BYTES = 256 * 1024
-JPEG_QUALITY = 95
-
-
-class Time(msgspec.Struct, frozen=True):
-    """Foxglove's time: whole seconds and nanoseconds since the epoch."""
-
-    sec: int
-    nsec: int
-
-
-class CompressedImage(msgspec.Struct, frozen=True):
-    """One picture; `rate_hz` is the camera's nominal rate, `flags` are quality flags known at capture."""
-
-    timestamp: Time
-    frame_id: str
-    data: bytes
-    format: str
-    rate_hz: float = 4.0
-    flags: list[str] = []
-
-
-class RawAudio(msgspec.Struct, frozen=True):
-    """One block of interleaved 16-bit little-endian sound; `timestamp` is of its first sample."""
-
-    timestamp: Time
-    data: bytes
-    format: str
-    sample_rate: int
-    number_of_channels: int
-    flags: list[str] = []
-
-
-class Series(msgspec.Struct, frozen=True):
-    """One block of a sampled series, values as rows of channels; `timestamp` is of the first row."""
-
-    timestamp: Time
-    rate_hz: float
-    values: list[list[float | None]]
-    flags: list[str] = []
-
-
-class Label(msgspec.Struct, frozen=True):
-    """What was true of the station (or of one sensor) from `start_ns` until `end_ns`; `fault` if it was not normal."""
-
-    start_ns: int
-    end_ns: int
-    label: str
-    sensor: str = ""
-    fault: bool = False
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,56 +49,26 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
     hop_s: float = 0.5
 
 
-_BYTES = {"type": "string", "contentEncoding": "base64"}
-_NUMBER, _TEXT, _FLAGS = {"type": "number"}, {"type": "string"}, {"type": "array", "items": {"type": "string"}}
-_TIME = {"type": "object", "title": "time", "properties": {"sec": {"type": "integer"}, "nsec": {"type": "integer"}}}
-_ROWS = {"type": "array", "items": {"type": "array", "items": _NUMBER}}
-SCHEMAS: dict[str, tuple[str, type[msgspec.Struct], dict[str, Any]]] = {
-    "camera": (
-        "foxglove.CompressedImage",
-        CompressedImage,
-        {"timestamp": _TIME, "frame_id": _TEXT, "data": _BYTES, "format": _TEXT, "rate_hz": _NUMBER, "flags": _FLAGS},
-    ),
-    "microphone": (
-        "foxglove.RawAudio",
-        RawAudio,
-        {
-            "timestamp": _TIME,
-            "data": _BYTES,
-            "format": _TEXT,
-            "sample_rate": {"type": "integer"},
-            "number_of_channels": {"type": "integer"},
-            "flags": _FLAGS,
-        },
-    ),
-    "series": ("lineside.Series", Series, {"timestamp": _TIME, "rate_hz": _NUMBER, "values": _ROWS, "flags": _FLAGS}),
-    "label": (
-        "lineside.Label",
-        Label,
-        {"start_ns": _NUMBER, "end_ns": _NUMBER, "label": _TEXT, "sensor": _TEXT, "fault": {"type": "boolean"}},
-    ),
-}
-_MODALITY = {schema[0]: modality for modality, schema in SCHEMAS.items()}
-
-
 class Recorder:
-    """Writes samples and labels to an MCAP file, as a context manager.
+    """Writes samples, labels and alarms to an MCAP file, as a context manager.
 
-    `image` is `jpeg` (quality 95, small) or `png` (exact). Raises RecordingError when the file cannot be made.
+    `image` is `jpeg` (quality 95, small) or `png` (exact); `sound` is `pcm`, which Foxglove plays, or `flac`, as exact
+    and smaller. Raises RecordingError when the file cannot be made, OSError when it cannot be written.
     """
 
-    def __init__(self, path: Path, about: About, image: Literal["jpeg", "png"] = "jpeg") -> None:
-        self._image = image
+    def __init__(self, path: Path, about: About, image: ImageFormat = "jpeg", sound: SoundFormat = "pcm") -> None:
+        self._image: ImageFormat = image
+        self._sound: SoundFormat = sound
         self._channels: dict[str, int] = {}
         self._schemas: dict[str, int] = {}
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             self._file: IO[bytes] = path.open("wb")
         except OSError as error:
             mend = "choose another place with --out"
             raise RecordingError(str(path), f"cannot be written ({error.strerror})", mend) from error
         self._writer = Writer(
-            self._file, chunk_size=CHUNK_BYTES, compression=CompressionType.LZ4, index_types=IndexType.ALL
+            self._file, chunk_size=CHUNK_BYTES, compression=CompressionType.ZSTD, index_types=IndexType.ALL
         )
         self._writer.start(profile="", library="lineside")
         self._writer.add_metadata("lineside", {"about": msgspec.json.encode(about).decode()})
@@ -155,45 +81,43 @@ class Recorder:
     ) -> None:
         self.close()
 
-    def close(self) -> None:
-        """Write the index and close the file."""
-        self._writer.finish()  # type: ignore[no-untyped-call]
-        self._file.close()
+    @property
+    def bytes(self) -> int:
+        """Bytes in the file so far, without the chunk that fills just now."""
+        return self._file.tell()
 
-    def write(self, samples: Samples) -> None:
+    def close(self) -> None:
+        """Write the index, and wait until all of the file is on disk."""
+        try:
+            self._writer.finish()  # type: ignore[no-untyped-call]
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Close the file as it is: without its index, which a reader of ours can do without."""
+        with contextlib.suppress(OSError):  # what it holds back cannot be written either
+            self._file.close()
+
+    def write(self, run: Samples) -> None:
         """Append one run of samples, stamped with its capture time."""
-        flags = sorted(samples.flags)
-        if samples.modality == "camera":
-            stamps = samples.stamps_ns
-            if stamps is None:
-                raise ValueError(f"{samples.sensor}: camera samples need a stamp for every frame")
-            for stamp, frame in zip(stamps, samples.data, strict=True):
-                data, kind = _compress(frame, self._image)
-                time, rate = _time(int(stamp)), samples.rate_hz
-                self._put(samples, int(stamp), CompressedImage(time, samples.sensor, data, kind, rate, flags))
-        elif samples.modality == "microphone":
-            sound = samples.data.astype("<i2").tobytes()
-            rate = round(samples.rate_hz)
-            self._put(samples, samples.start_ns, RawAudio(_time(samples.start_ns), sound, "pcm-s16", rate, 1, flags))
-        else:
-            rows = [[float(v) if np.isfinite(v) else None for v in row] for row in samples.data.astype(np.float64)]
-            self._put(samples, samples.start_ns, Series(_time(samples.start_ns), samples.rate_hz, rows, flags))
+        for made in blocks(run, self._image, self._sound):
+            self.append(made)
 
     def label(self, label: Label) -> None:
         """Append one label; labels may come at any time, also after their interval."""
-        self._message("/labels", "label", label.start_ns, label)
+        self.append(block("/labels", label.start_ns, label.end_ns, label))
 
-    def _put(self, samples: Samples, time_ns: int, message: msgspec.Struct) -> None:
-        self._message(f"/{samples.sensor}", samples.modality, time_ns, message)
-
-    def _message(self, topic: str, modality: str, time_ns: int, message: msgspec.Struct) -> None:
-        if topic not in self._channels:
-            name, _, properties = SCHEMAS[modality]
-            if modality not in self._schemas:
-                text = json.dumps({"title": name, "type": "object", "properties": properties}).encode()
-                self._schemas[modality] = self._writer.register_schema(name, "jsonschema", text)
-            self._channels[topic] = self._writer.register_channel(topic, "json", self._schemas[modality])
-        self._writer.add_message(self._channels[topic], time_ns, msgspec.json.encode(message), time_ns)
+    def append(self, made: Block) -> None:
+        """Append one message that is encoded already."""
+        if made.topic not in self._channels:
+            if made.schema not in self._schemas:
+                about = {"title": made.schema, "type": "object", "properties": KINDS[made.schema].properties}
+                written = self._writer.register_schema(made.schema, "jsonschema", json.dumps(about).encode())
+                self._schemas[made.schema] = written
+            self._channels[made.topic] = self._writer.register_channel(made.topic, "json", self._schemas[made.schema])
+        self._writer.add_message(self._channels[made.topic], made.start_ns, made.data, made.start_ns)
         self._file.flush()  # a finished chunk must not wait in this process
 
 
@@ -224,22 +148,25 @@ class Recording:
         it. Stops quietly where the file is damaged. Raises RecordingError when a whole message is none of ours.
         """
         wanted = f"/{sensor}" if sensor else ""
-        before: dict[str, tuple[str, Message]] = {}
-        for modality, topic, message in self._messages():
-            if modality == "label" or wanted not in ("", topic):
+        before: dict[str, Block] = {}
+        for made in self.blocks():
+            if not KINDS[made.schema].modality or wanted not in ("", made.topic):
                 continue
-            if message.log_time < from_ns:
-                before[topic] = (modality, message)
+            if made.start_ns < from_ns:
+                before[made.topic] = made
                 continue
-            for kind, held in filter(None, (before.pop(topic, None), (modality, message))):
-                yield _samples(topic.lstrip("/"), kind, self._decode(kind, held.data))
+            for held in filter(None, (before.pop(made.topic, None), made)):
+                yield self._samples(held)
 
     def labels(self) -> list[Label]:
         """All labels, by start."""
-        found = [
-            self._decode("label", message.data) for modality, _, message in self._messages() if modality == "label"
-        ]
+        found = [self._decode(made) for made in self.blocks() if made.schema == "lineside.Label"]
         return sorted((m for m in found if isinstance(m, Label)), key=lambda label: label.start_ns)
+
+    def alarms(self) -> list[Alarm]:
+        """The changes of alarms that the file was made for, in the order in which they were written."""
+        found = [self._decode(made) for made in self.blocks() if made.schema == "lineside.Alarm"]
+        return [m for m in found if isinstance(m, Alarm)]
 
     def span_ns(self) -> tuple[int, int]:
         """Capture time of the first sample and just after the last one. Raises RecordingError when there is none.
@@ -247,29 +174,28 @@ class Recording:
         Only the last message of each sensor is decoded, so that this is quick.
         """
         first_ns = 0
-        last: dict[str, tuple[str, Message]] = {}
-        for modality, topic, message in self._messages():
-            if modality != "label":
-                first_ns = min(first_ns, message.log_time) if last else message.log_time
-                last[topic] = (modality, message)
+        last: dict[str, Block] = {}
+        for made in self.blocks():
+            if KINDS[made.schema].modality:
+                first_ns = min(first_ns, made.start_ns) if last else made.start_ns
+                last[made.topic] = made
         if not last:
             raise RecordingError(str(self.path), "holds no samples", "record it again")
-        ends = [_samples("", kind, self._decode(kind, message.data)).end_ns for kind, message in last.values()]
-        return first_ns, max(ends)
+        return first_ns, max(self._samples(made).end_ns for made in last.values())
 
-    def _messages(self) -> Iterator[tuple[str, str, Message]]:
-        """Modality (or `label`), topic and undecoded message; channels of others are passed over."""
+    def blocks(self) -> Iterator[Block]:
+        """All messages of ours, undecoded, so that their `end_ns` is not known and told as their start."""
         schemas: dict[int, str] = {}
         channels: dict[int, tuple[str, str]] = {}
         for record in self._records():
             if isinstance(record, Schema):
                 schemas[record.id] = record.name
             elif isinstance(record, Channel):
-                channels[record.id] = (_MODALITY.get(schemas.get(record.schema_id, ""), ""), record.topic)
+                channels[record.id] = (schemas.get(record.schema_id, ""), record.topic)
             elif isinstance(record, Message):
-                modality, topic = channels[record.channel_id]
-                if modality:
-                    yield modality, topic, record
+                schema, topic = channels[record.channel_id]
+                if schema in KINDS:
+                    yield Block(topic, schema, record.log_time, record.log_time, record.data)
 
     def _described(self, metadata: dict[str, str]) -> About:
         try:
@@ -277,9 +203,12 @@ class Recording:
         except (msgspec.DecodeError, KeyError) as error:
             raise RecordingError(str(self.path), f"has a damaged description ({error})", "record it again") from error
 
-    def _decode(self, modality: str, data: bytes) -> msgspec.Struct:
+    def _samples(self, made: Block) -> Samples:
+        return decoded(made.topic.lstrip("/"), self._decode(made))
+
+    def _decode(self, made: Block) -> msgspec.Struct:
         try:
-            return msgspec.json.decode(data, type=SCHEMAS[modality][1])
+            return msgspec.json.decode(made.data, type=KINDS[made.schema].payload)
         except msgspec.DecodeError as error:
             raise RecordingError(str(self.path), f"has a damaged message ({error})", "record it again") from error
 
@@ -291,7 +220,7 @@ class Recording:
                 yield from reader.records
         except OSError as error:
             raise RecordingError(str(self.path), f"cannot be read ({error.strerror})", "check the path") from error
-        except (McapError, struct.error, EOFError, ValueError, KeyError, RuntimeError) as error:
+        except DAMAGE as error:
             self.problem = (
                 f"is damaged or cut short ({str(error) or 'it ends too early'}); the part before that was read"
             )
@@ -313,6 +242,7 @@ def replay_shift(begin_ns: int, origin_ns: int) -> int:
 def without_faults(stream: Iterable[Samples], labels: Sequence[Label]) -> Iterator[Samples]:
     """The samples that were captured while none of `labels` told of a fault: what normal running is learned from.
 
+    >>> import numpy as np
     >>> run = Samples("pump0", "series", 0, 10.0, np.zeros((10, 1), np.float32))
     >>> fault = Label(300_000_000, 500_000_000, "leak", fault=True)
     >>> [(part.start_ns / NS, len(part.data)) for part in without_faults([run], [fault])]
@@ -327,40 +257,32 @@ def without_faults(stream: Iterable[Samples], labels: Sequence[Label]) -> Iterat
         yield from parts
 
 
+def within_faults(stream: Iterable[Samples], labels: Sequence[Label]) -> Iterator[Samples]:
+    """The samples of all sensors that were captured while one of `labels` told of a fault that is confirmed.
+
+    >>> import numpy as np
+    >>> run = Samples("pump0", "series", 0, 10.0, np.zeros((10, 1), np.float32))
+    >>> leak, hum = (Label(at, at + 200_000_000, "fault", fault=True) for at in (300_000_000, 400_000_000))
+    >>> [(part.start_ns / NS, len(part.data)) for part in within_faults([run], [leak, hum])]
+    [(0.3, 3)]
+    """
+    spans: list[tuple[int, int]] = []
+    for label in sorted(
+        (label for label in labels if label.fault and label.confirmed), key=lambda label: label.start_ns
+    ):
+        if spans and label.start_ns <= spans[-1][1]:
+            spans[-1] = spans[-1][0], max(spans[-1][1], label.end_ns)
+        else:
+            spans.append((label.start_ns, label.end_ns))
+    for samples in stream:
+        for start_ns, end_ns in spans:
+            if len((part := samples.between(start_ns, end_ns)).data):
+                yield part
+
+
 def _outside(samples: Samples, fault: Label) -> list[Samples]:
     """What was captured before and after a fault."""
     if fault.end_ns <= max(fault.start_ns, samples.start_ns) or fault.start_ns >= samples.end_ns:
         return [samples]
     rest = (samples.between(samples.start_ns, fault.start_ns), samples.between(fault.end_ns, samples.end_ns))
     return [part for part in rest if len(part.data)]
-
-
-def _time(time_ns: int) -> Time:
-    return Time(time_ns // NS, time_ns % NS)
-
-
-def _ns(time: Time) -> int:
-    return time.sec * NS + time.nsec
-
-
-def _compress(frame: NDArray[np.generic], kind: Literal["jpeg", "png"]) -> tuple[bytes, str]:
-    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if kind == "jpeg" else [cv2.IMWRITE_PNG_COMPRESSION, 3]
-    done, data = cv2.imencode(f".{kind}", cv2.cvtColor(frame.astype(np.uint8), cv2.COLOR_RGB2BGR), options)
-    if not done:
-        raise RecordingError("picture", f"cannot be written as {kind}", "record as the other kind")
-    return bytes(data), kind
-
-
-def _samples(sensor: str, modality: str, message: Any) -> Samples:
-    start, flags = _ns(message.timestamp), frozenset(message.flags)
-    if modality == "camera":
-        picture = cv2.imdecode(np.frombuffer(message.data, np.uint8), cv2.IMREAD_COLOR)
-        if picture is None:
-            raise RecordingError(sensor, "has a picture that cannot be read", "record it again")
-        frame = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)[None]
-        return Samples(sensor, modality, start, message.rate_hz, frame, np.array([start], np.int64), flags)
-    if modality == "microphone":
-        sound = np.frombuffer(message.data, "<i2").astype(np.int16)
-        return Samples(sensor, modality, start, float(message.sample_rate), sound, None, flags)
-    rows = np.array([[np.nan if v is None else v for v in row] for row in message.values], np.float32)
-    return Samples(sensor, modality, start, message.rate_hz, rows, None, flags)

@@ -90,7 +90,8 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     `version` counts up per modality; `space` names the embedding space that encoders must share to be compared;
     `encoder` is the identity of its weights and preparation, the same for every precision;
     `prepare` is the canonical JSON of its preparation; `golden_inputs` holds raw windows and `golden_outputs` what
-    the encoder makes of them (see `pack_golden`); `tolerance` is the largest allowed 1 - cosine in the self-test.
+    the encoder makes of them (see `pack_golden`); `tolerance` is the largest allowed 1 - cosine in the self-test;
+    `window_s` is the length of the windows that it learned from, seconds (0: its exporter did not say).
     """
 
     modality: str
@@ -106,6 +107,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     golden_outputs: bytes
     tolerance: float
     certificate: Certificate
+    window_s: float = 0.0
 
     @property
     def name(self) -> str:
@@ -129,16 +131,22 @@ def from_metadata(metadata: Mapping[str, str], name: str) -> Card:
         raise ReleaseError("card", name, f"is no encoder of ours ({error})", mend) from error
 
 
-def accept(card: Card, running: Mapping[str, Card]) -> None:
+def accept(card: Card, running: Mapping[str, Card], window_s: float = 0.0) -> None:
     """Accept or refuse a candidate beside the encoders that run now, from what their cards say.
 
-    Raises ReleaseError whose `check` is `prepare` (a preparation that this version does not implement, or whose
-    hash is another), `gates` (a failed gate in its certificate that is not waived), `space` (it cannot be compared
+    `window_s` is the length of the windows that it would get, seconds; 0 where nobody knows. How far they stand apart
+    is nothing to an encoder, which sees one at a time. Raises ReleaseError whose `check` is `prepare` (a preparation
+    that this version does not implement, or whose hash is another), `windows` (it learned from longer or shorter
+    ones), `gates` (a failed gate in its certificate that is not waived), `space` (it cannot be compared
     with its peers) or `compatibility` (no certificate says that it was measured together with them).
     """
     spec = features.from_json(card.prepare)
     if features.fingerprint(spec) != card.prepare_sha256 or features.modality(spec) != card.modality:
         raise ReleaseError("prepare", card.name, "its preparation and the hash of it differ", "export it again")
+    if card.window_s and window_s and card.window_s != window_s:
+        told = f"it learned from windows of {card.window_s:g} s, and would get windows of {window_s:g} s"
+        mend = f"set [windows] length_s = {card.window_s:g}, or train on windows of {window_s:g} s"
+        raise ReleaseError("windows", card.name, told, mend)
     if (gate := card.certificate.refused) is not None:
         told = f"{gate.name} is {gate.value:.4g}, limit {gate.limit:.4g}"
         raise ReleaseError("gates", card.name, told, "train the stage again")
@@ -148,10 +156,16 @@ def accept(card: Card, running: Mapping[str, Card]) -> None:
             raise ReleaseError("space", card.name, told, f"publish encoders of one space, {modality} too")
     together = {**running, card.modality: card}
     if not certified(together):
-        others = ", ".join(f"{other.name} of {other.stage}" for name, other in running.items() if name != card.modality)
+        others = ", ".join(f"{other.name} of {other.stage}" for other in _strangers(card, running))
         told = f"{card.name} of {card.stage} was not certified together with {others}"
         mend = "certify the newer stage with `lineside train certify --against` the older, and export it again"
         raise ReleaseError("compatibility", card.name, told, mend)
+
+
+def _strangers(card: Card, running: Mapping[str, Card]) -> list[Card]:
+    """Those that make a pair with `card` that nobody measured; all others where it is only the whole that is not."""
+    others = [other for modality, other in running.items() if modality != card.modality]
+    return [other for other in others if not certified({card.modality: card, other.modality: other})] or others
 
 
 def certified(cards: Mapping[str, Card]) -> bool:

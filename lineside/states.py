@@ -116,9 +116,9 @@ class States:
             sensor: sharp * self.sensors[sensor].logits(np.asarray(row, np.float64)) for sensor, row in features.items()
         }
 
-    def probabilities(self, logits: Mapping[str, Floats]) -> Floats:
-        """Probability (C,) of each state from what all sensors present say; the prior where none is."""
-        return np.exp(_log_softmax(self.log_prior + np.sum([*logits.values()], axis=0)))
+    def fused(self, logits: Mapping[str, Floats]) -> Floats:
+        """Log-probability (C,) of each state from what all sensors present say; the prior's where none is."""
+        return _log_softmax(self.log_prior + np.sum([*logits.values()], axis=0))
 
     def index(self, name: str) -> int:
         """The place of a state among the logits. Raises ValueError for a state that was never learned."""

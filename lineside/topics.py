@@ -13,9 +13,10 @@ from typing import Literal
 import msgspec
 
 from lineside.errors import WireError
-from lineside.messages import Ack, Alarm, Command, Embeddings, Health, Score, StationState, Tombstone
+from lineside.messages import Ack, Alarm, Command, Embeddings, Health, Manifest, Score, StationState, Tombstone
 
-ROOT = "lineside/v1"
+VERSION = "v1"
+ROOT = f"lineside/{VERSION}"
 Writer = Literal["device", "hub", "operator"]
 
 
@@ -41,6 +42,7 @@ TOPICS: dict[str, Topic] = {
         Topic("score", Score, "json", 1, False, ("device",), ("hub", "operator"), stored=True),
         Topic("alarm", Alarm, "json", 1, False, ("device",), ("hub", "operator"), stored=True),
         Topic("health", Health, "json", 1, True, ("device",), ("hub", "operator"), stored=True),
+        Topic("manifest", Manifest, "json", 1, True, ("device",), ("hub", "operator"), stored=True),
         Topic("tombstone", Tombstone, "json", 1, False, ("device",), ("hub",), stored=True),
         Topic("status", None, "text", 1, True, ("device",), ("hub", "operator"), stored=False),
         Topic("ack", Ack, "json", 1, False, ("hub",), ("device",), stored=False),
@@ -77,6 +79,8 @@ def parse(topic: str) -> tuple[str, str, str, tuple[str, ...]]:
     ('line1', 'press-3', 'ack', ())
     """
     parts = topic.split("/")
+    if parts[0] == "lineside" and len(parts) > 1 and parts[1] != VERSION:
+        raise WireError(topic, f"its sender speaks {parts[1]}, this side {VERSION}", "update the older side")
     known = len(parts) >= 5 and "/".join(parts[:2]) == ROOT and parts[4] in TOPICS
     if not known or len(parts) != 5 + TOPICS[parts[4]].depth:
         raise WireError(topic, "is no topic of ours", "see lineside.topics.TOPICS")

@@ -6,8 +6,9 @@ Windows lie on a grid of whole hops since the Unix epoch, so that windows of dif
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +19,21 @@ MODALITIES = ("camera", "microphone", "series")
 
 
 @dataclass(frozen=True, slots=True)
+class Timing:
+    """A source's own clock against ours: `offset_ns` is how far it has fallen behind since its first sample (since its
+    last jump), `drift_ppm` how fast it does."""
+
+    offset_ns: int
+    drift_ppm: float
+
+
+@dataclass(frozen=True, slots=True)
 class Samples:
     """A run of raw samples of one sensor, in capture order.
 
     `data` is (n, height, width, 3) uint8 RGB for a camera, (n,) int16 for a microphone, (n, channels) float32 for
     a series. Cameras stamp every frame in `stamps_ns` (n,); the others are uniform from `start_ns` at `rate_hz`.
+    `timing` is of a source that has a clock of its own, by which they were stamped.
     """
 
     sensor: str
@@ -32,6 +43,7 @@ class Samples:
     data: NDArray[np.generic]
     stamps_ns: NDArray[np.int64] | None = None
     flags: frozenset[str] = frozenset()
+    timing: Timing | None = None
 
     @property
     def end_ns(self) -> int:
@@ -42,6 +54,8 @@ class Samples:
 
     def between(self, start_ns: int, end_ns: int) -> Samples:
         """The samples whose capture time t satisfies start_ns <= t < end_ns (a view, not a copy)."""
+        if start_ns <= self.start_ns and self.end_ns <= end_ns:  # most runs lie inside their window
+            return self
         if self.stamps_ns is not None:
             first, last = (int(i) for i in np.searchsorted(self.stamps_ns, [start_ns, end_ns]))
             start, stamps = start_ns, self.stamps_ns[first:last]
@@ -56,11 +70,53 @@ class Samples:
         return Samples(self.sensor, self.modality, start, self.rate_hz, self.data[first:last], None, self.flags)
 
 
+class Frames(Sequence[NDArray[np.generic]]):
+    """The pictures (n, height, width, channels) of one window, each left where it was captured.
+
+    A second of 720p is 28 MB: to copy it for every window costs more than all that is done with it. `np.asarray` still
+    gives one array to whoever wants it.
+
+    >>> still = np.zeros((2, 4, 6, 3), np.uint8)
+    >>> frames = Frames([still, still])
+    >>> frames.shape, frames[-1].shape, len(frames[1:]), np.asarray(frames).shape
+    ((4, 4, 6, 3), (4, 6, 3), 3, (4, 4, 6, 3))
+    """
+
+    def __init__(self, runs: Iterable[Iterable[NDArray[np.generic]]]) -> None:
+        self._frames = [frame for run in runs for frame in run]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As of one array."""
+        return len(self._frames), *(self._frames[0].shape if self._frames else ())
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    @overload
+    def __getitem__(self, place: int) -> NDArray[np.generic]: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Frames: ...
+
+    @overload
+    def __getitem__(self, place: Any) -> NDArray[np.generic]: ...
+
+    def __getitem__(self, place: Any) -> NDArray[np.generic] | Frames:
+        if isinstance(place, slice):
+            return Frames([self._frames[place]])
+        return self._frames[place] if isinstance(place, (int, np.integer)) else np.asarray(self)[place]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.generic]:
+        return np.asarray(np.stack(self._frames), dtype)
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """One interval of one sensor: raw samples, when they were captured, and what is wrong with them.
 
-    `start_ns`..`end_ns` is the interval on the grid; `captured_ns` is the mean capture time of its samples.
+    `start_ns`..`end_ns` is the interval on the grid; `captured_ns` is the mean capture time of its samples. Those of a
+    camera may be `Frames`.
     """
 
     sensor: str
@@ -68,9 +124,14 @@ class Window:
     start_ns: int
     end_ns: int
     rate_hz: float
-    data: NDArray[np.generic]
+    data: NDArray[np.generic] | Frames
     captured_ns: int
     flags: frozenset[str] = frozenset()
+
+    @property
+    def values(self) -> NDArray[np.generic]:
+        """Its samples as one array."""
+        return np.asarray(self.data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +163,7 @@ class Cutter:
     hop_ns: int
     _buffer: deque[Samples] = field(default_factory=deque)
     _next_ns: int = -1
+    _newest_ns: int = -1
 
     def push(self, samples: Samples) -> list[Window]:
         """Take the next run of samples; give the windows that it completes, oldest first.
@@ -111,14 +173,15 @@ class Cutter:
         """
         if not len(samples.data):
             return []
-        newest = self._buffer[-1].end_ns if self._buffer else None
+        end_ns, newest = samples.end_ns, self._newest_ns if self._buffer else None
         changed = newest is not None and self._buffer[-1].data.shape[1:] != samples.data.shape[1:]
-        if newest is None or changed or samples.start_ns > newest + self.length_ns or samples.end_ns <= newest:
+        if newest is None or changed or samples.start_ns > newest + self.length_ns or end_ns <= newest:
             self._buffer.clear()
             self._next_ns = -(-samples.start_ns // self.hop_ns) * self.hop_ns
         self._buffer.append(samples)
+        self._newest_ns = end_ns
         windows = []
-        while samples.end_ns >= self._next_ns + self.length_ns:
+        while end_ns >= self._next_ns + self.length_ns:
             if (window := self._cut(self._next_ns)) is not None:
                 windows.append(window)
             self._next_ns += self.hop_ns
@@ -131,9 +194,10 @@ class Cutter:
         parts = [part for s in self._buffer if len((part := s.between(start_ns, end_ns)).data)]
         if not parts:
             return None
-        data = np.concatenate([part.data for part in parts])
+        runs = [part.data for part in parts]
+        data = Frames(runs) if parts[0].modality == "camera" else np.concatenate(runs)
         first = parts[0]
-        flags = frozenset().union(*(part.flags for part in parts))
+        flags = frozenset[str]().union(*(part.flags for part in parts))
         if len(data) < 0.9 * self.length_ns / NS * first.rate_hz - 1:
             flags |= {"gap"}
         middle = sum(_middle_ns(part) * len(part.data) for part in parts) // len(data)
@@ -142,8 +206,9 @@ class Cutter:
 
 def _middle_ns(samples: Samples) -> int:
     """Mean capture time of a run."""
-    if samples.stamps_ns is not None:
-        return int(samples.stamps_ns.mean())
+    if (stamps := samples.stamps_ns) is not None:
+        first = int(stamps[0])  # a float has no room for nanoseconds since 1970
+        return first if len(stamps) == 1 else first + int((stamps - first).mean())
     return samples.start_ns + round((len(samples.data) - 1) * NS / samples.rate_hz / 2)
 
 
