@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import logging
+import os
 import signal
 import threading
 from collections import Counter
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
+from edge import notify
 from edge.config import DeviceConfig
 from lineside.cli import guarded
 from lineside.clock import NS, SystemClock
@@ -22,10 +25,13 @@ from lineside.config import load
 if TYPE_CHECKING:  # what takes long to load is loaded by the command that needs it
     from edge.changeover import Changeover
     from edge.evaluation.section import Section
+    from lineside.parts import Own, Put
 
 app = typer.Typer(no_args_is_help=True)
 
+PAUSE_S = 10.0  # that a bench lets the line run around a rollback
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The device file (TOML).")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", help="Log more.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
@@ -46,32 +52,72 @@ def check(config: ConfigOption, json_: JsonOption = False) -> None:
 
 
 @app.command()
-def run(config: ConfigOption, verbose: Annotated[bool, typer.Option(help="Log more.")] = False) -> None:
+def run(
+    config: ConfigOption,
+    socket: Annotated[
+        Path | None, typer.Option(help="Use no network: `lineside edge uplink` comes to this socket instead.")
+    ] = None,
+    verbose: VerboseOption = False,
+) -> None:
     """Watch the line until stopped (Ctrl-C or SIGTERM).
 
     Example: lineside edge run --config device.toml
+
+    Example: lineside edge run --config device.toml --socket /run/lineside/agent.sock
     """
     from edge.agent import Agent
 
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s %(message)s")
-    device = load(config, DeviceConfig)
-    agent = Agent(device, config.resolve().parent, SystemClock())
-    agent.run(_stopped_by_signal())
+    _log(verbose)
+    faulthandler.enable()  # the watchdog ends an agent that hangs by SIGABRT: the journal has every thread's stack
+    device, clock, stop = _with_credentials(load(config, DeviceConfig)), SystemClock(), _stopped_by_signal()
+    agent = Agent(device, config.resolve().parent, clock, socket)
+    notify.keep_told(agent.signs, os.environ, clock, stop)
+    agent.run(stop)
+
+
+@app.command()
+def uplink(
+    config: ConfigOption,
+    socket: Annotated[Path, typer.Option(help="Where `lineside edge run` with the same option listens.")],
+    verbose: VerboseOption = False,
+) -> None:
+    """Be the network of an agent that has none, until stopped: broker and repository, no sensor, no state.
+
+    Waits for an agent that is not there yet, and for a broker; exits 1 when the agent there is of another device or
+    version.
+
+    Example: lineside edge uplink --config device.toml --socket /run/lineside/agent.sock
+    """
+    from edge import courier
+
+    _log(verbose)
+    faulthandler.enable()
+    device, clock, stop, life = (
+        _with_credentials(load(config, DeviceConfig)),
+        SystemClock(),
+        _stopped_by_signal(),
+        courier.Life(),
+    )
+    notify.keep_told(life.signs, os.environ, clock, stop)
+    courier.run(device, config.resolve().parent, socket, clock, stop, life)
 
 
 @app.command()
 def doctor(config: ConfigOption, json_: JsonOption = False) -> None:
-    """Look at sensors, broker, repository, encoders and disk; exit 1 when something is not well.
+    """Look at sensors, encoders, broker, repository, outbox and machine; exit 1 when something is not well.
+
+    While an agent runs, sensors are its own, and its metrics tell of them.
 
     Example: lineside edge doctor --config device.toml
     """
     from edge.doctor import examine
+    from lineside.cli import tell
 
     findings = []
-    for finding in examine(load(config, DeviceConfig), config.resolve().parent, SystemClock()):
+    for finding in examine(load(config, DeviceConfig), config.resolve().parent, SystemClock(), tell):
         findings.append(finding)
         if not json_:
-            typer.echo(f"{'ok  ' if finding.well else 'FAIL'} {finding.thing}: {finding.told}")
+            typer.echo(finding.line)
     if json_:
         typer.echo(msgspec.json.encode(findings))
     if not all(finding.well for finding in findings):
@@ -85,6 +131,9 @@ def record(
     source: Annotated[Path | None, typer.Option("--from", help="Import this file or folder instead.")] = None,
     seconds: Annotated[float, typer.Option(help="How long to record.")] = 60.0,
     fast: Annotated[bool, typer.Option(help="Simulated sensors only: do not wait for the clock.")] = False,
+    flac: Annotated[
+        bool, typer.Option("--flac", help="Sound as FLAC: as exact, smaller, no player in Foxglove.")
+    ] = False,
     rate_hz: Annotated[
         float, typer.Option("--rate", help="Import: rate of frames, or of rows without time (0: the source's own).")
     ] = 0.0,
@@ -99,21 +148,42 @@ def record(
     Example: lineside edge record --from phone.mp4 --out phone.mcap
     """
     from edge import recorder
+    from lineside.channels import SoundFormat
 
     if (config is None) == (source is None):
         raise typer.BadParameter("give either --config or --from")
+    sound: SoundFormat = "flac" if flac else "pcm"
     if source is not None:
-        done = recorder.from_files(source, out, rate_hz=rate_hz, split=split, limit=limit)
+        done = recorder.from_files(source, out, rate_hz=rate_hz, split=split, limit=limit, sound=sound)
     else:
         assert config is not None
         device, base = load(config, DeviceConfig), config.resolve().parent
-        done = recorder.from_sensors(device, base, out, seconds, fast, SystemClock(), _stopped_by_signal())
+        done = recorder.from_sensors(device, base, out, seconds, fast, SystemClock(), _stopped_by_signal(), sound)
     if json_:
         typer.echo(msgspec.json.encode(done))
         return
     for warning in done.warnings:
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(f"{out}: {done.seconds:.1f} s, samples {done.samples}, labels {done.labels}, of faults {done.faults}")
+
+
+@app.command()
+def evidence(config: ConfigOption, json_: JsonOption = False) -> None:
+    """List what the device keeps on its own disk of what it saw and heard: around alarms, and recordings of everything.
+
+    Example: lineside edge evidence --config device.toml
+    """
+    from edge.inventory import inventory
+
+    device = load(config, DeviceConfig)
+    kept = list(inventory(config.resolve().parent / device.device.state_dir))
+    if json_:
+        typer.echo(msgspec.json.encode(kept))
+        return
+    for one in kept:
+        what = one.problem or f"{one.seconds:.0f} s of {', '.join(one.sensors)}; {'; '.join(one.alarms) or 'no alarm'}"
+        typer.echo(f"{one.folder}/{one.file}  {one.mb:.1f} MB  {what}")
+    typer.echo(f"{len(kept)} files, {sum(one.mb for one in kept):.1f} MB")
 
 
 @app.command()
@@ -278,16 +348,115 @@ def _opened(config: Path) -> tuple[DeviceConfig, Changeover]:
 
 @app.command()
 def bench(
-    config: ConfigOption,
-    seconds: Annotated[float, typer.Option(help="Length of the simulated run.")] = 60.0,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="The device file (TOML).")] = None,
+    encoders: Annotated[
+        list[Path] | None, typer.Option(help="Encoder files (again for more), instead of those in the device's slots.")
+    ] = None,
+    moments: Annotated[int, typer.Option(help="How many moments to measure.")] = 400,
+    endurance: Annotated[
+        int, typer.Option(help="Measure instead how memory grows over so many moments, with encoders that do nothing.")
+    ] = 0,
+    start: Annotated[bool, typer.Option("--start", help="Time the start of an agent too, and its memory.")] = False,
+    rollback: Annotated[
+        Path | None, typer.Option(help="Measure instead a rollback from this newer encoder, while the line runs.")
+    ] = None,
+    normal: Annotated[int, typer.Option(help="With --rollback: moments of normal running.")] = 600,
+    json_: JsonOption = False,
 ) -> None:
-    """Measure a whole window (cut, check, prepare, embed, judge, encode) against bare inference in the same run.
+    """Measure a whole window, stage by stage, against bare inference in the same run; or how memory grows.
 
-    Example: lineside edge bench --config device.toml
+    Samples are made up (720p pictures where the device file says no size), broker and state are the bench's own:
+    nothing of the installed device is changed.
+
+    Example: lineside edge bench --config device.toml --start
+
+    Example: lineside edge bench --encoders camera-1.onnx --encoders microphone-1.onnx
+
+    Example: lineside edge bench --endurance 1000000
+
+    Example: lineside edge bench --config device.toml --rollback camera-2.onnx
     """
-    from edge.bench import measure
+    from edge import bench as work
+    from edge import endurance as lasting
+    from edge import pause
 
-    typer.echo(json.dumps(measure(load(config, DeviceConfig), config.resolve().parent, seconds)))
+    told: list[tuple[msgspec.Struct, str]] = []
+    if endurance:
+        growth = lasting.growth(endurance)
+        told.append((growth, lasting.told(growth)))
+    elif rollback is not None:
+        device, files = _benched(config, encoders or [])
+        taken_back = pause.measure(device, files, rollback, normal, PAUSE_S)
+        told.append((taken_back, pause.table(taken_back)))
+    else:
+        device, files = _benched(config, encoders or [])
+        found = work.measure(device, files, moments)
+        told.append((found, work.table(found)))
+        if start:
+            begun = lasting.begin(device, files)
+            told.append((begun, lasting.begun(begun)))
+    typer.echo(msgspec.json.encode([what for what, _ in told]) if json_ else "\n\n".join(text for _, text in told))
+
+
+def _benched(config: Path | None, encoders: list[Path]) -> tuple[DeviceConfig | None, list[Path]]:
+    """The device file, and the encoder files that were given or those of its slots."""
+    from edge.slots import Slots
+
+    if config is None:
+        if not encoders:
+            raise typer.BadParameter("give --config, --encoders or both")
+        return None, encoders
+    device = load(config, DeviceConfig)
+    slots = Slots(config.resolve().parent / device.device.state_dir, SystemClock())
+    modalities = {sensor.modality for sensor in device.sensors}
+    found = [slot.path for modality in sorted(modalities) if (slot := slots.current(modality)) is not None]
+    return device, encoders or found
+
+
+def _log(verbose: bool) -> None:
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s %(message)s")
+
+
+def _with_credentials(device: DeviceConfig) -> DeviceConfig:
+    """Secrets from the service manager, where it hands over files of the same names (LoadCredential)."""
+    handed = os.environ.get("CREDENTIALS_DIRECTORY", "")
+    return msgspec.structs.replace(device, broker=device.broker.handed(Path(handed))) if handed else device
+
+
+@app.command()
+def install(
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="The device file (TOML).")] = None,
+    root: Annotated[Path, typer.Option(help="Prepare the image under this folder; nothing is started.")] = Path("/"),
+    executable: Annotated[str, typer.Option(help="The `lineside` that the services run (default: this one).")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what was edited.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Take the services away; state stays.")] = False,
+    purge: Annotated[bool, typer.Option("--purge", help="With --remove: state and what was edited go too.")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Run the agent as services: put users, units, the device file and the files that it names in place, and start.
+
+    Sensors and judgement get a service without a network, or one with it where a camera is on the network; the uplink
+    gets one without devices, to which systemd hands the broker's secrets. After a change of /etc/lineside/device.toml,
+    do it again with that file.
+
+    Example: sudo /opt/lineside/bin/lineside edge install --config device.toml
+
+    Example: sudo /opt/lineside/bin/lineside edge install --remove
+    """
+    from edge.install import wanted
+    from lineside.parts import EDGE
+    from lineside.placing import Asked, carry_out
+
+    if remove == (config is not None) or (purge and not remove):
+        raise typer.BadParameter("give either --config or --remove; --purge goes with --remove")
+
+    def here(executable: str, systemd: int) -> tuple[list[Put], list[Own]]:
+        assert config is not None
+        return wanted(load(config, DeviceConfig), config.resolve(), executable, systemd), []
+
+    changes = carry_out(EDGE, None if remove else here, Asked(root, executable, dry_run, force, purge))
+    typer.echo(msgspec.json.encode(changes) if json_ else "\n".join(changes.told) or "all is as it should be")
 
 
 def _stopped_by_signal() -> threading.Event:

@@ -1,4 +1,4 @@
-"""One thread a sensor, and one bounded queue that counts what it must drop."""
+"""Keeps sensors open: one thread each, and one bounded queue that counts what it must drop."""
 
 from __future__ import annotations
 
@@ -14,26 +14,34 @@ from lineside.errors import SensorError
 from lineside.windows import Samples
 
 log = logging.getLogger(__name__)
-BACKOFF_S = (1.0, 30.0)
+BACKOFF_S = (0.5, 2.0)  # plugged in again, a sensor is to be back within five seconds
 
 
 @dataclass
 class Capture:
     """Keeps one sensor open: opens it anew, with jittered back-off, whenever it is missing or stops.
 
-    `problem` is the last SensorError in words, empty while samples come; `dropped` counts samples lost at the queue.
-    A finite source that is at its end sets `ended`.
+    `problem` is the last SensorError in words, empty while samples come; `restarts` counts how often it was opened
+    anew. A finite source that is at its end sets `ended`.
     """
 
     name: str
     make: Callable[[], Sensor]
     out: queue.Queue[Samples]
     problem: str = ""
-    dropped: int = 0
+    restarts: int = 0
     ended: bool = False
+    _overflowed: int = 0
+    _dropped_before: int = 0
     _sensor: Sensor | None = None
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
+
+    @property
+    def dropped(self) -> int:
+        """Samples lost on their way, at the queue or before it."""
+        sensor = self._sensor  # another thread's
+        return self._overflowed + self._dropped_before + (sensor.dropped if sensor else 0)
 
     def start(self) -> None:
         """Begin to read, in a thread of its own."""
@@ -64,11 +72,14 @@ class Capture:
                 if str(error) != self.problem:
                     log.warning("%s", error)
                 self.problem = str(error)
+            if self._sensor is not None:
+                self._dropped_before, self._sensor = self._dropped_before + self._sensor.dropped, None
             self._stop.wait(wait_s * random.uniform(0.7, 1.3))
             wait_s = min(wait_s * 2, BACKOFF_S[1])
+            self.restarts += 1
 
     def _put(self, samples: Samples) -> None:
         try:
             self.out.put_nowait(samples)
         except queue.Full:
-            self.dropped += len(samples.data)
+            self._overflowed += len(samples.data)

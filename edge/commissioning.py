@@ -28,12 +28,13 @@ from lineside.errors import LinesideError, RecordingError
 from lineside.files import write_atomic
 from lineside.fusion import MIN_MOMENTS, Encoded, Normal
 from lineside.projections import Space
-from lineside.states import States
+from lineside.states import LEAST, States
 from lineside.windows import Window
 
 log = logging.getLogger(__name__)
-BATCH = 64
+BATCH = 8  # an arena keeps what the largest batch took: of 64 pictures of 224 x 224 that is 300 MB
 MOST_MOMENTS = 2_400  # twenty minutes at the usual hop: some 170 MB of a camera and a microphone
+NORMAL, SHOWN = "normal", "shown:"
 SCENE_WINDOWS = 128  # spread over all; medians of pictures take their time
 
 
@@ -44,6 +45,8 @@ class Commissioning:
     `fingerprints` names the preparation per sensor; a window of another preparation is not comparable. `start_ns` says
     when each moment began: what follows it closely remembers it. `states` are what the station said of itself in each.
     `faulty` is what faults make of some of them, laid over them while it lasts by `rehearsal` (None once it is read).
+    `shown` are moments that are not normal, whose states are the kinds of faults that a recording's labels tell of: the
+    recogniser learns them, normal running does not.
     """
 
     modalities: dict[str, str]
@@ -53,6 +56,7 @@ class Commissioning:
     states: list[str] = field(default_factory=list)
     faulty: tuple[Trial, ...] = ()
     rehearsal: Rehearsal | None = None
+    shown: Commissioning | None = None
 
     @classmethod
     def begin(cls, modalities: Mapping[str, str], encoders: Mapping[str, Encoder]) -> Commissioning:
@@ -96,11 +100,15 @@ class Commissioning:
             start_ns=start_ns,
             states=[*before.states[::step], *self.states],
             faulty=bounded([trial for trial in (*before.faulty, *self.faulty) if trial.start_ns in there]),
+            shown=self.shown.after(before.shown) if self.shown and before.shown else self.shown or before.shown,
         )
 
-    def encoded(self, encoders: Mapping[str, Encoder]) -> dict[str, Encoded]:
+    def encoded(
+        self, encoders: Mapping[str, Encoder], known: Mapping[str, Encoded] | None = None
+    ) -> dict[str, Encoded]:
         """What these encoders make of it: a row a moment by sensor, NaN where the sensor is missing.
 
+        What is `known` of a sensor already is taken as it is.
         A sensor whose modality has no encoder was taken away since. Raises LinesideError when one cannot see it.
         """
         found = {}
@@ -110,15 +118,17 @@ class Commissioning:
             if encoder.card.prepare_sha256 != self.fingerprints[sensor]:
                 reason = f"{encoder.card.name} prepares windows otherwise than at commissioning"
                 raise LinesideError(sensor, reason, "commission again: `lineside edge commission`")
-            found[sensor] = self._encode(sensor, encoder)
+            found[sensor] = known[sensor] if known and sensor in known else self._encode(sensor, encoder)
         return found
 
-    def ensemble(self, encoders: Mapping[str, Encoder], config: DeviceConfig) -> Ensemble:
+    def ensemble(
+        self, encoders: Mapping[str, Encoder], config: DeviceConfig, known: Mapping[str, Encoded] | None = None
+    ) -> Ensemble:
         """These encoders with normal running as they see it, and what is to be watched for slow change.
 
-        Raises LinesideError when they cannot see it, or it is too short.
+        `known` is as in `encoded`. Raises LinesideError when they cannot see it, or it is too short.
         """
-        encoded = self.encoded(encoders)
+        encoded = self.encoded(encoders, known)
         try:
             normal = Normal.fit(encoded, config.commissioning.coreset)
         except ValueError as error:
@@ -142,7 +152,7 @@ class Commissioning:
             self.start_ns[-1],
             self._scenes(encoders),
             by_state,
-            self._recogniser(encoded, by_state),
+            self._recogniser(encoded, by_state, encoders),
         )
 
     def _by_state(self, encoded: Mapping[str, Encoded], config: DeviceConfig) -> dict[str, Normal]:
@@ -155,13 +165,28 @@ class Commissioning:
                 found[state] = Normal.fit(inside, config.commissioning.coreset)
         return found
 
-    def _recogniser(self, encoded: Mapping[str, Encoded], by_state: Mapping[str, Normal]) -> States | None:
-        """What tells the learned states apart; None where there are not two of them."""
-        if len(by_state) < 2:
-            return None
+    def _recogniser(
+        self, encoded: Mapping[str, Encoded], by_state: Mapping[str, Normal], encoders: Mapping[str, Encoder]
+    ) -> States | None:
+        """What tells the learned states, and the kinds of faults that were shown, apart; None where there are not two.
+
+        Without states of the station all of normal running is one, NORMAL. A kind that some sensor was seldom well in
+        is told by its health rule, if by anything: it is left out.
+        """
+        normal = (
+            [state if state in by_state else "" for state in self.states] if by_state else [NORMAL] * len(self.moments)
+        )
         features = {sensor: both.features for sensor, both in encoded.items()}
+        kinds: list[str] = []
+        if self.shown is not None:
+            faults = {sensor: both.features for sensor, both in self.shown.encoded(encoders).items()}
+            kinds = _often(self.shown.states, faults)
+            features = {sensor: np.concatenate([rows, faults[sensor]]) for sensor, rows in features.items()}
+        labels = [*normal, *kinds]
+        if len({*labels} - {""}) < 2:
+            return None
         try:
-            return States.fit(features, [state if state in by_state else "" for state in self.states])
+            return States.fit(features, labels)
         except ValueError as error:
             log.warning("states are not recognised: %s", error)
             return None
@@ -189,37 +214,54 @@ class Commissioning:
 
     def save(self, path: Path) -> None:
         """Write the set as one npz file, atomically."""
+        buffer = io.BytesIO()
+        shown = {} if self.shown is None else {SHOWN + name: array for name, array in self.shown._arrays().items()}
+        np.savez(buffer, **self._arrays(), **shown, **to_arrays(self.faulty))  # type: ignore[arg-type]
+        write_atomic(path, buffer.getvalue(), mode=0o600)
+
+    def _arrays(self) -> dict[str, NDArray[np.generic]]:
         arrays: dict[str, NDArray[np.generic]] = {}
         for sensor, modality in self.modalities.items():
             have = [i for i, moment in enumerate(self.moments) if sensor in moment]
             arrays[f"{sensor}:about"] = np.array([modality, self.fingerprints[sensor]])
             arrays[f"{sensor}:index"] = np.array(have, np.int64)
             arrays[f"{sensor}:windows"] = np.stack([self.moments[i][sensor] for i in have]) if have else np.zeros(0)
-        buffer = io.BytesIO()
-        arrays |= {"start_ns": np.array(self.start_ns, np.int64), "states": np.array(self.states, np.str_)}
-        np.savez(buffer, **arrays, **to_arrays(self.faulty))  # type: ignore[arg-type]
-        write_atomic(path, buffer.getvalue(), mode=0o600)
+        return arrays | {"start_ns": np.array(self.start_ns, np.int64), "states": np.array(self.states, np.str_)}
 
     @classmethod
     def load(cls, path: Path) -> Commissioning:
         """Read a set that `save` wrote. Raises RecordingError when the file is damaged."""
         try:
             with np.load(path, allow_pickle=False) as file:
-                sensors = [key.removesuffix(":about") for key in file.files if key.endswith(":about")]
-                about = {sensor: [str(value) for value in file[f"{sensor}:about"]] for sensor in sensors}
-                start_ns: list[int] = file["start_ns"].tolist()
-                states: list[str] = file["states"].tolist() if "states" in file else [""] * len(start_ns)
-                moments: list[dict[str, NDArray[np.generic]]] = [{} for _ in start_ns]
-                for sensor in sensors:
-                    windows = file[f"{sensor}:windows"]
-                    for place, i in enumerate(file[f"{sensor}:index"]):
-                        moments[int(i)][sensor] = windows[place]
-                faulty = from_arrays(file)
+                shown = cls._from(file, SHOWN) if f"{SHOWN}start_ns" in file else None
+                return replace(cls._from(file), faulty=from_arrays(file), shown=shown)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             mend = "delete it and commission again"
             raise RecordingError(str(path), f"commissioning cannot be read ({error})", mend) from error
+
+    @classmethod
+    def _from(cls, file: Mapping[str, NDArray[np.generic]], before: str = "") -> Commissioning:
+        """The set whose arrays have names that begin so, of those that `_arrays` gave."""
+        ends = [name.removeprefix(before) for name in file if name.startswith(before)]
+        sensors = [name.removesuffix(":about") for name in ends if name.endswith(":about") and SHOWN not in name]
+        about = {sensor: [str(value) for value in file[f"{before}{sensor}:about"]] for sensor in sensors}
+        start_ns: list[int] = file[f"{before}start_ns"].tolist()
+        states: list[str] = file[f"{before}states"].tolist() if f"{before}states" in file else [""] * len(start_ns)
+        moments: list[dict[str, NDArray[np.generic]]] = [{} for _ in start_ns]
+        for sensor in sensors:
+            windows = file[f"{before}{sensor}:windows"]
+            for place, i in enumerate(file[f"{before}{sensor}:index"].tolist()):
+                moments[i][sensor] = windows[place]
         modalities, fingerprints = ({sensor: told[i] for sensor, told in about.items()} for i in (0, 1))
-        return cls(modalities, fingerprints, moments, start_ns, states, faulty)
+        return cls(modalities, fingerprints, moments, start_ns, states)
+
+
+def _often(states: Sequence[str], features: Mapping[str, NDArray[np.float32]]) -> list[str]:
+    """The states, without those in which a sensor has fewer windows than lineside.states wants."""
+    there = [np.isfinite(rows).all(axis=1) for rows in features.values()]
+    named = np.array(states)
+    kept = {state for state in {*states} if all((seen & (named == state)).sum() >= LEAST for seen in there)}
+    return [state if state in kept else "" for state in states]
 
 
 def encode(encoder: Encoder, windows: Sequence[NDArray[np.generic]]) -> Encoded:

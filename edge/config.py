@@ -5,16 +5,22 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+from edge.hours import Hours
 from lineside.config import Config
 from lineside.mqtt import BrokerConfig
 
 SourceKind = Literal["camera", "microphone", "series", "replay", "simulation"]
 Modality = Literal["camera", "microphone", "series"]
 DetectorKind = Literal["e-detector", "adwin", "page-hinkley", "kswin"]
+RuntimeName = Literal["auto", "tensorrt", "onnxruntime-tensorrt", "onnxruntime-cuda", "onnxruntime-cpu"]
 
 
 class DeviceSettings(Config, frozen=True):
     """Who this device is; `state_dir` keeps outbox, slots and commissioning (relative to the file's folder).
+
+    `isolated` gives each sensor that has a driver a process of its own, which is killed when it hangs.
+
+    `runtime` executes the encoders: a row of edge.runtimes.RUNTIMES, or the first of them that works here (`auto`).
 
     `states` are what the station tells of itself on the topic `state` (products, `idle`, `runs`): each is learned by
     itself at commissioning, and what is normal in one is no alarm in it. Without them all running is one.
@@ -26,6 +32,8 @@ class DeviceSettings(Config, frozen=True):
     state_dir: str = "state"
     evidence: bool = False
     allow_fault_injection: bool = False
+    isolated: bool = True
+    runtime: RuntimeName = "auto"
     states: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -42,7 +50,8 @@ class SensorSettings(Config, frozen=True):
     camera: index (`0`), file, RTSP/HTTP URL or GStreamer string. microphone: name or number of a PortAudio device
     (empty: the default one). series: a CSV file or named pipe with one row a sample. replay: an MCAP recording, with
     `recorded` naming the sensor in it, `from_s` where to begin and `loop` to begin again at its end. simulation: no
-    device; `product` and `seed` choose the simulated line's run.
+    device; `product` and `seed` choose the simulated line's run. `latency_ms` is what passes between capture and
+    arrival and is told by no driver; after `stall_s` without a sample the sensor is opened anew.
     """
 
     name: str
@@ -59,6 +68,7 @@ class SensorSettings(Config, frozen=True):
     product: str = "a"
     seed: int = 1
     stall_s: float = 5.0
+    latency_ms: float = 0.0
 
     def __post_init__(self) -> None:
         own = {"camera": "camera", "microphone": "microphone", "series": "series"}.get(self.source)
@@ -134,21 +144,88 @@ class AlarmSettings(Config, frozen=True):
 class RepositorySettings(Config, frozen=True):
     """The signed repository: its URL, the trusted first root (a file), how often to look for news, and which files.
 
-    `precision` is of the encoders that this device takes; a version that was not published in it is refused.
+    `precision` is of the encoders that this device takes; a version that was not published in it is refused. `ca_file`
+    has the certificate that an https URL is checked against (`lineside deploy init --tls` makes one). `window` are the
+    hours of the device's local time in which it may begin a change ("22:00-05:00"; empty: at any time).
     """
 
     url: str = ""
     root: str = "root.json"
     poll_s: float = 300.0
-    precision: Literal["fp32", "int8"] = "fp32"
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    ca_file: str = ""
+    window: str = ""
+
+    def __post_init__(self) -> None:
+        Hours.parse(self.window)
 
 
 class OutboxSettings(Config, frozen=True):
-    """Bounds of the outbox; beyond them embeddings are dropped first, then scores, never alarms."""
+    """Bounds of the outbox; beyond them embeddings are dropped first, then scores and health, never alarms.
+
+    `max_days` counts the days that the agent ran. At most `window` messages are under way; what the hub has not
+    acknowledged for `resend_s` is sent again. What has piled up is sent at `drain_per_s` messages a second, alarms
+    before it and at once.
+    """
 
     max_mb: float = 256.0
+    max_days: float = 14.0
     window: int = 512
     resend_s: float = 5.0
+    drain_per_s: float = 200.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_mb <= 100_000 or not 0 < self.max_days <= 3_650:
+            raise ValueError("max_mb must be above 0 and at most 100000, max_days above 0 and at most 3650")
+        if not 1 <= self.window <= 10_000:
+            raise ValueError("window must be 1 to 10000")
+        if not 0 < self.resend_s <= 3_600 or not 1 <= self.drain_per_s <= 100_000:
+            raise ValueError("resend_s must be above 0 and at most 3600, drain_per_s 1 to 100000")
+
+
+class EvidenceSettings(Config, frozen=True):
+    """What is kept on the device's own disk of what its sensors saw and heard; it never leaves by itself.
+
+    Each alarm keeps `before_s` and `after_s` around it in `state_dir`/evidence, bounded by `max_mb`; 0 and 0 keep
+    nothing. The seconds before are held in memory, in at most `memory_mb`. `record_all` keeps everything in
+    `state_dir`/recordings, bounded by `max_mb_all` (0: not even when an operator asks for it). The oldest files go
+    first. Both stop while the disk has less than `keep_free_mb` (or [outbox] max_mb, if that is more) free: alarms come
+    before evidence.
+    """
+
+    before_s: float = 10.0
+    after_s: float = 10.0
+    max_mb: float = 1024.0
+    memory_mb: float = 64.0
+    keep_free_mb: float = 512.0
+    record_all: bool = False
+    max_mb_all: float = 8192.0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.before_s <= 600 and 0 <= self.after_s <= 600):
+            raise ValueError("before_s and after_s must be 0 to 600")
+        if not (self.max_mb >= 1 and self.memory_mb >= 1 and self.keep_free_mb >= 0):
+            raise ValueError("max_mb and memory_mb must be at least 1, keep_free_mb 0 or above")
+        if self.max_mb_all and not self.max_mb_all >= 2:
+            raise ValueError("max_mb_all must be 0 or at least 2")
+        if self.record_all and not self.max_mb_all:
+            raise ValueError("record_all needs max_mb_all above 0")
+
+    @property
+    def around(self) -> bool:
+        """Whether anything is kept around alarms."""
+        return self.before_s + self.after_s > 0
+
+
+class MetricsSettings(Config, frozen=True):
+    """Where Prometheus may read the agent's metrics over HTTP; port 0: nowhere. Who can reach `host` can read them."""
+
+    port: int = 0
+    host: str = "127.0.0.1"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65_535:
+            raise ValueError("port must be 0 (off) to 65535")
 
 
 class DeviceConfig(Config, frozen=True):
@@ -162,6 +239,8 @@ class DeviceConfig(Config, frozen=True):
     commissioning: CommissioningSettings = CommissioningSettings()
     alarm: AlarmSettings = AlarmSettings()
     outbox: OutboxSettings = OutboxSettings()
+    evidence: EvidenceSettings = EvidenceSettings()
+    metrics: MetricsSettings = MetricsSettings()
 
     def __post_init__(self) -> None:
         names = [sensor.name for sensor in self.sensors]
@@ -169,3 +248,8 @@ class DeviceConfig(Config, frozen=True):
             raise ValueError("at least one sensor is needed")
         if len(set(names)) != len(names):
             raise ValueError("two sensors have the same name")
+
+    @property
+    def keep_free_bytes(self) -> int:
+        """Bytes of the disk that evidence leaves alone: alarms come first, so never less than the outbox may take."""
+        return round(max(self.evidence.keep_free_mb, self.outbox.max_mb) * 1e6)

@@ -179,6 +179,13 @@ def summary(contract: Contract) -> list[str]:
     return lines
 
 
+def left(contract: Contract, out: Sequence[str]) -> str:
+    """What is still seen while the sensors `out` are away, as `summary` tells it; empty where it was not measured."""
+    whole = _whole(contract)
+    start = f"{_label('+'.join(name for name in whole if name not in out), whole)}: "
+    return next((line.removeprefix(start) for line in summary(contract) if line.startswith(start)), "")
+
+
 def _whole(contract: Contract) -> list[str]:
     """All sensors."""
     return sorted({name for key in contract.subsets for name in _names(key)})

@@ -25,7 +25,8 @@ class Ensemble:
 
     `commissioned_ns` is when the last moment of commissioning began, and so tells one normal running from another;
     `scenes` are the sensors' backgrounds in it; `states` is normal running in each state of the station that it has
-    learned, empty for one that tells of none; `recogniser` tells these states apart by what sensors show.
+    learned, empty for one that tells of none; `recogniser` tells these states, and the kinds of faults that it was
+    shown, apart by what sensors show.
     """
 
     encoders: Mapping[str, Encoder]
@@ -70,7 +71,7 @@ class Ensemble:
         return normal.judge({name: one for name, one in encoded.items() if name in normal.coresets})
 
     def recognise(self, encoded: Mapping[str, Encoded]) -> tuple[dict[str, float], dict[str, float]]:
-        """Probability of each state by what the sensors show, and what each sensor says for the likeliest (nats).
+        """Fused logit of each state by what the sensors show, and what each sensor says for the likeliest (nats).
 
         Both are empty where there are not two states, or no sensor that they were learned from.
         """
@@ -79,7 +80,7 @@ class Ensemble:
         if known is None or not features:
             return {}, {}
         logits = known.logits(features)
-        seen = dict(zip(known.names, known.probabilities(logits).tolist(), strict=True))
+        seen = dict(zip(known.names, known.fused(logits).tolist(), strict=True))
         return seen, shapley.of_logits(logits, known.log_prior).contributions
 
 
@@ -87,14 +88,25 @@ def _as_sent(embedding: NDArray[np.float32]) -> NDArray[np.float32]:
     return embedding.astype("<f2").astype(np.float32)
 
 
-def admit(candidate: Encoder, running: Mapping[str, Encoder]) -> dict[str, Encoder]:
+def admit(candidate: Encoder, running: Mapping[str, Encoder], window_s: float = 0.0) -> dict[str, Encoder]:
     """The encoders as they would be with `candidate` among them, after its card and its golden vectors passed.
 
-    Raises ReleaseError naming the check; nothing has changed then.
+    `window_s` is the length of the windows here, seconds; 0 where any will do. Raises ReleaseError naming the check;
+    nothing has changed then.
     """
-    accept(candidate.card, {modality: encoder.card for modality, encoder in running.items()})
-    self_test(candidate.card, lambda batch: _sound(candidate, candidate.encode(batch)).embedding)
-    return {**running, candidate.card.modality: candidate}
+    return admit_all({candidate.card.modality: candidate}, running, window_s)
+
+
+def admit_all(
+    candidates: Mapping[str, Encoder], running: Mapping[str, Encoder], window_s: float = 0.0
+) -> dict[str, Encoder]:
+    """As `admit` for several that come together: each is accepted beside the others and those that stay."""
+    together = {**running, **candidates}
+    cards = {modality: encoder.card for modality, encoder in together.items()}
+    for candidate in candidates.values():
+        accept(candidate.card, cards, window_s)
+        self_test(candidate.card, lambda batch, one=candidate: _sound(one, one.encode(batch)).embedding)  # type: ignore[misc]
+    return together
 
 
 def _sound(encoder: Encoder, encoded: Encoded) -> Encoded:

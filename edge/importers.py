@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from edge.foreign import datasets
 from edge.foreign.base import Import, Options
 from edge.foreign.frames import PICTURE_FILES, files, folder
 from edge.foreign.media import SOUND_FILES, VIDEO_FILES, media
 from edge.foreign.table import table
+from lineside.channels import ImageFormat, SoundFormat
 from lineside.clock import NS
 from lineside.errors import RecordingError
 from lineside.files import sync_folder
@@ -115,7 +115,8 @@ def import_recording(
     rate_hz: float = 0.0,
     split: str = "",
     limit: int = 0,
-    image: Literal["jpeg", "png"] = "jpeg",
+    image: ImageFormat = "jpeg",
+    sound: SoundFormat = "pcm",
 ) -> Report:
     """Write a foreign source to the MCAP file `out`, which appears only when it is whole.
 
@@ -127,7 +128,7 @@ def import_recording(
     counts: Counter[str] = Counter()
     first_ns = last_ns = 0
     try:
-        with Recorder(part, found.about, image) as recorder:
+        with Recorder(part, found.about, image, sound) as recorder:
             for item in found.stream:
                 if isinstance(item, Label):
                     recorder.label(item)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import zipfile
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,48 +17,60 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import evidence, triage
+from edge import triage
 from edge.alarm import Alarms
 from edge.commissioning import Commissioning
 from edge.config import DeviceConfig
 from edge.ensemble import Ensemble
 from edge.monitor import Drift, Monitor
+from edge.shadow import Judged, Shadow
+from edge.stages import Stages
 from edge.station import Station
+from edge.thumbnail import thumbnail
 from edge.triage import Seen
 from lineside import wire
 from lineside.clock import NS
 from lineside.contribution import Contributions, Summary
+from lineside.errors import ReleaseError
 from lineside.fusion import Encoded, Judgement
 from lineside.messages import Alarm, Embedding, Embeddings, Message, Score
 from lineside.quality import Quality
-from lineside.windows import Cutter, Moment, Moments, Samples, Window
+from lineside.windows import Cutter, Moment, Moments, Samples, Timing, Window
 
 CONTRIBUTED = "contributed:"  # before the names of what is remembered of contributions
 
 
 @dataclass
 class Counters:
-    """What went through since the start."""
+    """What went through since the start; by sensor, and `flagged` by flag too."""
 
-    windows: dict[str, int] = field(default_factory=dict)
+    windows: Counter[str] = field(default_factory=Counter)
     flags: dict[str, frozenset[str]] = field(default_factory=dict)
+    flagged: dict[str, Counter[str]] = field(default_factory=dict)
+    rates_hz: dict[str, float] = field(default_factory=dict)
+    timing: dict[str, Timing | None] = field(default_factory=dict)
     embedded: int = 0
     moments: int = 0
     scores: int = 0
 
 
 class Latched(msgspec.Struct, frozen=True):
-    """Drift alarms by kind and subject, and which normal running they were raised under (Ensemble.commissioned_ns)."""
+    """Alarms that stand raised: drift by kind and subject, and under which normal running (Ensemble.commissioned_ns),
+    the sensors' by their name, and the station's own."""
 
     commissioned_ns: int
     alarms: dict[str, Alarm]
+    sensors: dict[str, Alarm] = {}
+    anomaly: Alarm | None = None
+    lasting: Alarm | None = None
 
 
 class Pipeline:
     """One station of one device.
 
     `ensemble` and `commissioning` may be replaced by another thread: each is read once a moment, so that no moment
-    mixes two of them. While `commissioning` is set, good moments go there. `recent` are the moments that the next
+    mixes two of them. While `commissioning` is set, good moments go there; what was judged also goes to `beside`, where
+    there is one. `recent` are the moments that the next
     alarm will be blamed by. `station` is told, also by another thread, in which state the station is; a moment in which
     that changes is neither judged nor learned from.
     """
@@ -75,10 +87,13 @@ class Pipeline:
         self._alarms = Alarms.begin(config)
         self.ensemble: Ensemble | None = None
         self.commissioning: Commissioning | None = None
+        self.beside: Shadow | None = None
         self.station = Station(config.device.states)
         self._in_state: str | None = None
         self.counters = Counters()
+        self.stages = Stages()
         self._commissioned_ns = 0
+        self._senseless: dict[str, str] = {}  # by sensor, how its encoder failed in the last moment
         self.recent: deque[Seen] = deque(maxlen=config.alarm.of)
         self.contributions = Contributions(tuple(self.modalities))
         self._monitor: Monitor | None = None
@@ -87,10 +102,15 @@ class Pipeline:
     def push(self, samples: Samples) -> list[Message]:
         """Take the next run of samples of one sensor; give the messages that it leads to."""
         out: list[Message] = []
-        for window in self._cutters[samples.sensor].push(samples):
-            flags = self._quality.flags(window)
-            self.counters.windows[window.sensor] = self.counters.windows.get(window.sensor, 0) + 1
+        with self.stages["cut"]:
+            windows = self._cutters[samples.sensor].push(samples)
+        for window in windows:
+            with self.stages["check"]:
+                flags = self._quality.flags(window)
+            self.counters.windows[window.sensor] += 1
             self.counters.flags[window.sensor] = flags
+            self.counters.rates_hz[window.sensor] = len(window.data) * NS / (window.end_ns - window.start_ns)
+            self.counters.timing[window.sensor] = samples.timing
             for moment in self._join.push(replace(window, flags=flags)):
                 out += self._moment(moment)
         return out
@@ -102,8 +122,14 @@ class Pipeline:
             self._heard_ns = now_ns + 4 * self._length_ns  # cameras and microphones need a while to begin
         while now_ns - self._heard_ns > 3 * self._length_ns:
             self._heard_ns += self._hop_ns
-            out += self._alarms.hear_sensors(self._heard_ns, dict.fromkeys(self.modalities, ("absent",)), {})
+            out += self._heard(self._heard_ns, dict.fromkeys(self.modalities, ("absent",)), {})
         return out
+
+    def _heard(self, end_ns: int, problems: Mapping[str, tuple[str, ...]], versions: Mapping[str, str]) -> list[Alarm]:
+        """Count what is wrong with the window of each sensor; the alarms that it changes."""
+        for name, told in problems.items():
+            self.counters.flagged.setdefault(name, Counter()).update(told)
+        return self._alarms.hear_sensors(end_ns, problems, versions)
 
     @property
     def window_ns(self) -> int:
@@ -113,11 +139,28 @@ class Pipeline:
     @property
     def problems(self) -> list[str]:
         """What cannot be judged or watched, and why."""
-        told = self._monitor.problems if self._monitor else []
+        told = [*self._senseless.values(), *(self._monitor.problems if self._monitor else [])]
         if self.ensemble is None or self.ensemble.normal is None:
             return told
         unknown = self.station.problem(self._in_state, self.ensemble.states)
         return [*told, *(problem for problem in (unknown, _lopsided(self.contributed)) if problem)]
+
+    @property
+    def out(self) -> dict[str, str]:
+        """The sensors that are out of the fusion until they are well again, each with what is wrong with it."""
+        alarms = {name: alarm.active for name, alarm in self._alarms.sensors.items()}
+        return {name: alarm.text for name, alarm in alarms.items() if alarm is not None}
+
+    @property
+    def unsettled(self) -> str:
+        """Why encoders should not be changed now; empty while the station runs as it should."""
+        if self.commissioning is not None:
+            return "normal running is being learned"
+        if self._alarms.anomaly.active is not None:
+            return "an anomaly alarm stands raised"
+        if self.station.known and self._in_state is None:
+            return "the station is changing its state"
+        return ""
 
     @property
     def contributed(self) -> Summary:
@@ -130,8 +173,10 @@ class Pipeline:
         return self._monitor
 
     def remember(self) -> bytes:
-        """What a restart would lose, as an npz file: what the monitor has gathered, and which drift stands raised."""
-        latched = Latched(self._commissioned_ns, dict(self._alarms.drift.active))
+        """What a restart would lose, as an npz file: what the monitor has gathered, and which alarms stand raised."""
+        a = self._alarms
+        sensors = {name: alarm.active for name, alarm in a.sensors.items() if alarm.active is not None}
+        latched = Latched(self._commissioned_ns, dict(a.drift.active), sensors, a.anomaly.active, a.lasting.active)
         arrays = self._monitor.state() if self._monitor else {}
         arrays |= {CONTRIBUTED + name: array for name, array in self.contributions.state().items()}
         buffer = io.BytesIO()
@@ -150,7 +195,10 @@ class Pipeline:
         with contextlib.suppress(ValueError):  # of other sensors: they are counted anew
             self.contributions.restore(said)
         self._recalled, self._commissioned_ns = kept, latched.commissioned_ns
-        self._alarms.drift = replace(self._alarms.drift, active=latched.alarms)
+        a = self._alarms
+        a.drift = replace(a.drift, active=latched.alarms)
+        a.anomaly, a.lasting = replace(a.anomaly, active=latched.anomaly), replace(a.lasting, active=latched.lasting)
+        a.sensors |= {n: replace(a.sensors[n], active=one) for n, one in latched.sensors.items() if n in a.sensors}
 
     def flush(self) -> list[Message]:
         """The messages of what is left at the end of a recording."""
@@ -161,13 +209,15 @@ class Pipeline:
         self._heard_ns = moment.end_ns
         ensemble, state = self.ensemble, self.station.at(moment.start_ns, moment.end_ns)
         self._in_state = state
-        good, bad = self._prepared(moment, ensemble)
-        alarms = self._alarms.hear_sensors(moment.end_ns, bad, ensemble.versions if ensemble else {})
+        with self.stages["prepare"]:
+            good, bad = self._prepared(moment, ensemble)
+        with self.stages["encode"]:
+            encoded = self._encoded(good, bad, ensemble) if ensemble is not None else {}
+        alarms = self._heard(moment.end_ns, bad, ensemble.versions if ensemble else {})
         if ensemble is not None:
             alarms += self._watched(ensemble, moment.end_ns)
         out: list[Message] = []
-        if ensemble is not None and good:
-            encoded = ensemble.encode({name: (self.modalities[name], window) for name, window in good.items()})
+        if ensemble is not None and encoded:
             self.counters.embedded += len(encoded)
             out.append(self._embeddings(moment, encoded, ensemble))
             if state is not None:
@@ -192,6 +242,25 @@ class Pipeline:
                 good[name] = prepared
         return good, bad
 
+    def _encoded(
+        self, good: dict[str, NDArray[np.generic]], bad: dict[str, tuple[str, ...]], ensemble: Ensemble
+    ) -> dict[str, Encoded]:
+        """What the encoders make of the sensors that are well; one that is made no sense of is well no more."""
+        encoded: dict[str, Encoded] = {}
+        self._senseless = {}
+        for name, window in good.items():
+            try:
+                one = ensemble.encode({name: (self.modalities[name], window)})[name]
+            except ReleaseError as error:
+                self._senseless[name] = str(error)
+                continue
+            if np.isfinite(one.embedding).all() and np.isfinite(one.features).all():
+                encoded[name] = one
+        for name in [*good.keys() - encoded.keys()]:
+            del good[name]
+            bad[name] = ("senseless",)
+        return encoded
+
     def _learn(self, moment: Moment, good: dict[str, NDArray[np.generic]], state: str) -> None:
         if (commissioning := self.commissioning) is not None:
             commissioning.add(good, moment.start_ns, state)
@@ -207,13 +276,18 @@ class Pipeline:
         state: str,
     ) -> tuple[Score | None, list[Alarm]]:
         """The score of a moment and what it changes in alarms; none where these sensors or this state are not known."""
-        if (judged := ensemble.judge(encoded, state)) is None:
+        with self.stages["judge"]:
+            judged = ensemble.judge(encoded, state)
+        if judged is None:
             return None, []
         absent = {n: ", ".join(p) or "not commissioned" for n, p in bad.items() if n not in judged.contributions}
         sounds = {n: moment.windows[n] for n in good if self.modalities[n] == "microphone"}
+        if (beside := self.beside) is not None:
+            beside.take(Judged(good, encoded, judged, state))
         self.recent.append(Seen(judged.single, judged.pair, good, sounds))
         self.contributions.hear(judged.contributions, state)
-        drift = self._slow(judged, encoded, moment.start_ns, state)
+        with self.stages["drift"]:
+            drift = self._slow(judged, encoded, moment.start_ns, state)
         score = self._score(moment, judged, encoded, absent, ensemble, state)
         self.counters.scores += 1
         changes = self._alarms.hear_score(score)
@@ -305,14 +379,14 @@ class Pipeline:
             skew_ms=moment.skew_ns / 1e6,
             drift=self._monitor.gauges if self._monitor else {},
             state=state,
-            states=recognised,
+            state_logits=recognised,
             state_contributions=said,
         )
 
     def _with_evidence(self, alarm: Alarm, moment: Moment) -> Alarm:
         if not self._config.device.evidence or alarm.state != "raised":
             return alarm
-        pictures = {name: evidence.picture(window) for name, window in moment.windows.items()}
+        pictures = {name: thumbnail(window) for name, window in moment.windows.items()}
         return msgspec.structs.replace(alarm, pictures=pictures)
 
 

@@ -17,6 +17,7 @@ from edge.config import DeviceConfig, SensorSettings
 from edge.replay import simulated
 from edge.sensors.base import Sensor
 from edge.sensors.table import open_sensor
+from lineside.channels import SoundFormat
 from lineside.cli import tell
 from lineside.clock import NS, Clock
 from lineside.errors import SensorError
@@ -37,19 +38,26 @@ class Recorded(msgspec.Struct, frozen=True):
     warnings: list[str]
 
 
-def from_files(source: Path, out: Path, *, rate_hz: float, split: str, limit: int) -> Recorded:
+def from_files(source: Path, out: Path, *, rate_hz: float, split: str, limit: int, sound: SoundFormat) -> Recorded:
     """Import `source` (see edge.importers) into the MCAP file `out`. Raises RecordingError."""
 
     def show(done_s: float, all_s: float) -> None:
         tell(f"{out.name}: {done_s:.0f} s" + (f" of {all_s:.0f}" if all_s else ""))
 
-    done = importers.import_recording(source, out, show, rate_hz=rate_hz, split=split, limit=limit)
+    done = importers.import_recording(source, out, show, rate_hz=rate_hz, split=split, limit=limit, sound=sound)
     tell("")
     return Recorded(done.samples, done.labels, done.faults, done.seconds, done.warnings)
 
 
 def from_sensors(
-    config: DeviceConfig, base: Path, out: Path, seconds: float, fast: bool, clock: Clock, stop: threading.Event
+    config: DeviceConfig,
+    base: Path,
+    out: Path,
+    seconds: float,
+    fast: bool,
+    clock: Clock,
+    stop: threading.Event,
+    sound: SoundFormat = "pcm",
 ) -> Recorded:
     """Record the device's sensors for `seconds`, or until `stop`; `fast` is for simulated ones.
 
@@ -64,8 +72,8 @@ def from_sensors(
     )
     warnings: list[str] = []
     if fast:
-        return _write(out, about, simulated(config, base, _whole_second(clock), seconds), warnings)
-    return _write(out, about, _live(config, base, seconds, clock, stop, warnings), warnings)
+        return _write(out, about, simulated(config, base, _whole_second(clock), seconds), warnings, sound)
+    return _write(out, about, _live(config, base, seconds, clock, stop, warnings), warnings, sound)
 
 
 def _whole_second(clock: Clock) -> int:
@@ -105,12 +113,12 @@ def _live(
                 warnings.append(f"{each.name}: {each.dropped} samples dropped, the disk was too slow")
 
 
-def _write(out: Path, about: About, stream: Iterable[Samples], warnings: list[str]) -> Recorded:
+def _write(out: Path, about: About, stream: Iterable[Samples], warnings: list[str], sound: SoundFormat) -> Recorded:
     """Write to a file beside `out` and rename it when it is whole; what was recorded before an error stays there."""
     part = out.with_name(f".{out.name}.part")
     counts: Counter[str] = Counter()
     first_ns, last_ns = 0, 0
-    with Recorder(part, about) as recorder:
+    with Recorder(part, about, sound=sound) as recorder:
         for samples in stream:
             recorder.write(samples)
             counts[samples.sensor] += len(samples.data)

@@ -124,11 +124,12 @@ class _Run:
     def of(cls, before: Window, window: Window, spec: Prepare) -> _Run:
         lead, first_ns, rate_hz = _lead(before, window), _first_ns(window), window.rate_hz
         if not isinstance(spec, CameraPrepare):
-            data = np.concatenate([before.data[:lead], window.data])
+            data = np.concatenate([before.values[:lead], window.values])
             start_ns = first_ns - round(lead * NS / rate_hz)
             return cls(window, Samples(window.sensor, window.modality, start_ns, rate_hz, data), lead)
         now, past = _spread(len(window.data), spec.frames), _spread(lead, spec.frames)[::2]
-        data = np.stack([_smaller(spec, picture) for picture in [*before.data[past], *window.data[now]]])
+        pictures = [*(before.data[int(i)] for i in past), *(window.data[int(i)] for i in now)]
+        data = np.stack([_smaller(spec, picture) for picture in pictures])
         stamps = first_ns + np.round(np.concatenate([past - lead, now]) * NS / rate_hz).astype(np.int64)
         return cls(window, Samples(window.sensor, window.modality, int(stamps[0]), rate_hz, data, stamps), len(past))
 

@@ -3,34 +3,44 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+from msgspec import structs
 
 from edge.commissioning import Commissioning
 from edge.config import DeviceConfig
 from edge.ensemble import Ensemble
 from edge.pipeline import Pipeline
 from edge.sensors.table import open_sensor
+from edge.station import Station
 from lineside.clock import NS, SimulatedClock
 from lineside.errors import ConfigError
 from lineside.messages import Message
-from lineside.recording import Recording, without_faults
+from lineside.recording import Label, Recording, within_faults, without_faults
 from lineside.windows import Samples
 
+Part = Callable[[Iterable[Samples], Sequence[Label]], Iterable[Samples]]
 
-def recorded(config: DeviceConfig, recording: Recording, faults: bool = True) -> Iterator[Samples]:
-    """The samples of a recording, under the names that the device gives its sensors; `faults`: the faulty ones too.
 
-    Raises ConfigError when the recording has none of them.
+def everything(stream: Iterable[Samples], _: Sequence[Label]) -> Iterable[Samples]:
+    """All samples, whatever labels say of them."""
+    return stream
+
+
+def recorded(config: DeviceConfig, recording: Recording, part: Part = everything) -> Iterator[Samples]:
+    """The samples of a recording, under the names that the device gives its sensors.
+
+    `part` chooses some by the labels (lineside.recording.without_faults, within_faults). Raises ConfigError when the
+    recording has none of its sensors.
     """
     names = {sensor.recorded or sensor.name: sensor.name for sensor in config.sensors}
     if not set(names) & set(recording.about.sensors):
         have = ", ".join(sorted(recording.about.sensors)) or "none"
         mend = "name the recorded sensor with `recorded` in [[sensors]]"
         raise ConfigError(str(recording.path), f"has the sensors {have}, the device wants {', '.join(names)}", mend)
-    stream = recording.samples()
-    for samples in stream if faults else without_faults(stream, recording.labels()):
+    for samples in part(recording.samples(), recording.labels()):
         if samples.sensor in names:
             yield replace(samples, sensor=names[samples.sensor])
 
@@ -69,12 +79,34 @@ def through(pipeline: Pipeline, stream: Iterable[Samples]) -> Iterator[Message]:
 def commission(config: DeviceConfig, ensemble: Ensemble, recording: Recording) -> Commissioning:
     """Learn normal running from a recording, with the windows and flags that the live device would see.
 
-    What is labelled as a fault is left out.
+    What is labelled as a fault is left out of it, and shown to the recogniser of states.
     """
+    labels = recording.labels()
+    normal = _learned(config, ensemble, recording, Station(config.device.states), labels, without_faults)
+    faults = [structs.replace(label, sensor="") for label in labels if label.fault and label.confirmed]
+    if not faults:
+        return normal
+    ended = [structs.replace(label, start_ns=label.end_ns, label="") for label in faults]
+    kinds = Station({"", *(label.label for label in faults)})
+    shown = _learned(config, ensemble, recording, kinds, [*ended, *faults], within_faults)
+    return replace(normal, shown=shown if shown.moments else None)
+
+
+def _learned(
+    config: DeviceConfig,
+    ensemble: Ensemble,
+    recording: Recording,
+    station: Station,
+    labels: Sequence[Label],
+    part: Part,
+) -> Commissioning:
+    """What a device takes from a part of a recording whose labels tell the station's state."""
     pipeline = Pipeline(config)
-    pipeline.ensemble = ensemble
+    pipeline.ensemble, pipeline.station = ensemble, station
     pipeline.commissioning = Commissioning.begin(pipeline.modalities, ensemble.encoders)
-    pipeline.station.hear_labels(recording.labels())
-    for _ in through(pipeline, recorded(config, recording, faults=False)):
+    if part is within_faults:
+        pipeline.commissioning.rehearsal = None  # nothing is laid over what is faulty already
+    station.hear_labels(labels)
+    for _ in through(pipeline, recorded(config, recording, part)):
         pass
     return pipeline.commissioning.finished()

@@ -12,6 +12,7 @@ killed anywhere leaves the old encoder or the new one in use, whole.
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,11 +51,12 @@ class Slot:
 
 
 class Slots:
-    """The slots of one device. One process at a time changes them."""
+    """The slots of one device. One process at a time changes them; its threads may."""
 
     def __init__(self, state_dir: Path, clock: Clock) -> None:
         self._folder = state_dir / "slots"
         self._clock = clock
+        self._lock = threading.RLock()  # which slot is free must not change while one is written
 
     def current(self, modality: str) -> Slot | None:
         """The encoder to run: the linked slot, or the other one when that is damaged; None when neither will do."""
@@ -81,6 +83,10 @@ class Slots:
         """
         if sha256(data) != expected_sha256:
             raise ReleaseError("hash", target, "the bytes are not those that were signed", "fetch it again")
+        with self._lock:
+            return self._stage(modality, data, version, expected_sha256, target)
+
+    def _stage(self, modality: str, data: bytes, version: int, expected_sha256: str, target: str) -> Slot:
         folder = self._folder / modality / self._free(modality)
         note = Note(
             version=version,
@@ -105,26 +111,39 @@ class Slots:
 
         Raises ReleaseError (`missing` or `hash`) when the other slot holds nothing whole; nothing is changed then.
         """
-        slot = self._other(modality, "nothing is staged", "fetch a release first")
-        if not slot.accepted:
-            note = msgspec.convert(slot, Note, from_attributes=True)
-            write_atomic(
-                slot.path.parent / "slot.json", msgspec.json.encode(msgspec.structs.replace(note, accepted=True))
-            )
-        self._link(modality, slot.name)
-        return _slot(modality, slot.path.parent, self._note(slot.path.parent))
+        with self._lock:
+            slot = self._other(modality, "nothing is staged", "fetch a release first")
+            if not slot.accepted:
+                self._mark(slot, accepted=True)
+            self._link(modality, slot.name)
+            return _slot(modality, slot.path.parent, self._note(slot.path.parent))
 
     def rollback(self, modality: str) -> Slot:
         """Put the previous encoder back in use; the one that was in use becomes the previous one.
 
         Raises ReleaseError (`missing` or `hash`) when there is none; the running encoder stays.
         """
-        slot = self._other(modality, "there is no previous version here", "publish the version that you want")
-        if not slot.accepted:
-            told = f"version {slot.version} in the other slot was never in use"
-            raise ReleaseError("missing", f"slot {slot.name} of {modality}", told, "publish the version that you want")
-        self._link(modality, slot.name)
-        return slot
+        with self._lock:
+            slot = self._other(modality, "there is no previous version here", "publish the version that you want")
+            if not slot.accepted:
+                told, mend = (
+                    f"version {slot.version} in the other slot was never in use",
+                    "publish the one that you want",
+                )
+                raise ReleaseError("missing", f"slot {slot.name} of {modality}", told, mend)
+            self._link(modality, slot.name)
+            return slot
+
+    def reject(self, modality: str) -> None:
+        """Nobody shall fall back to what the slot that is not in use holds, until it is switched to again."""
+        with self._lock:
+            if (slot := self.previous(modality)) is not None:
+                self._mark(slot, accepted=False)
+
+    def _mark(self, slot: Slot, accepted: bool) -> None:
+        note = msgspec.convert(slot, Note, from_attributes=True)
+        marked = msgspec.structs.replace(note, accepted=accepted)
+        write_atomic(slot.path.parent / "slot.json", msgspec.json.encode(marked))
 
     def _other(self, modality: str, nothing: str, mend: str) -> Slot:
         name = self._free(modality)

@@ -187,18 +187,18 @@ def _cable(moments: Sequence[Seen], name: str, listen: Listen | None) -> str:
 def _clicks(moments: Sequence[Seen], name: str) -> float:
     """One-sided clicks a second in most of these sounds; 0 for none."""
     sounds = [moment.sounds[name] for moment in moments if name in moment.sounds]
-    return float(np.median([clicks.one_sided(sound.data, sound.rate_hz) for sound in sounds])) if sounds else 0.0
+    return float(np.median([clicks.one_sided(sound.values, sound.rate_hz) for sound in sounds])) if sounds else 0.0
 
 
 def _hum(moments: Sequence[Seen], name: str, listen: Listen) -> float:
     """The frequency in Hz of the mains that is most of what is strange in these sounds; 0 for none."""
     heard = [(moment.single[name], moment.sounds[name]) for moment in moments if name in moment.sounds]
     for grid_hz in mains.GRIDS_HZ:
-        found = [(evidence, sound, mains.lines(sound.data, sound.rate_hz, grid_hz)) for evidence, sound in heard]
+        found = [(evidence, sound, mains.lines(sound.values, sound.rate_hz, grid_hz)) for evidence, sound in heard]
         humming = [(evidence, sound, lines) for evidence, sound, lines in found if lines]
         if 2 * len(humming) <= len(moments):
             continue
-        rest = [listen(replace(w, data=mains.without(w.data, w.rate_hz, lines))) for _, w, lines in humming]
+        rest = [listen(replace(w, data=mains.without(w.values, w.rate_hz, lines))) for _, w, lines in humming]
         if np.median(rest) <= np.median([evidence for evidence, _, _ in humming]) / FAINT:
             return grid_hz
     return 0.0

@@ -6,31 +6,43 @@ names the check; whatever it is, the encoder in use stays in use.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 
+import msgspec
 from tuf.api import exceptions as tuf
 from tuf.api.metadata import TargetFile
-from tuf.ngclient import Updater as Client
-from tuf.ngclient.urllib3_fetcher import Urllib3Fetcher
-from urllib3.exceptions import HTTPError
+from tuf.ngclient.fetcher import FetcherInterface
 
+from edge import freshness, web
+from edge.change import Choice
 from edge.config import RepositorySettings
+from edge.fetcher import Fetcher
+from edge.patching import patched
 from edge.slots import Slot, Slots
+from edge.trusted import Client
+from lineside import BUILT
+from lineside.clock import NS, SystemClock, wall_ns
 from lineside.errors import ReleaseError
+from lineside.files import make_folder
 from lineside.targets import (
     MAX_MODEL_BYTES,
     MAX_POINTER_BYTES,
+    Candidate,
     Pointer,
     pointer_name,
     read_model,
     read_pointer,
 )
 
-SILENCE_S = 15
+log = logging.getLogger(__name__)
 KEPT = "the running encoder stays"
+SKEW_S = 3600.0  # by which this device's clock may be behind the plant's
+BUILT_NS = round(datetime.fromisoformat(BUILT).replace(tzinfo=timezone.utc).timestamp()) * NS
 
 # Which check an error of the client stands for, and what mends it; the first row that fits counts.
 REFUSALS: tuple[tuple[type[Exception], str, str], ...] = (
@@ -40,39 +52,111 @@ REFUSALS: tuple[tuple[type[Exception], str, str], ...] = (
     (tuf.LengthOrHashMismatchError, "hash", "the file is not the one that was signed; publish it again"),
     (tuf.RepositoryError, "metadata", "the repository is not whole; publish again"),
     (tuf.DownloadLengthMismatchError, "length", "the server sends more than was signed; mend the server"),
+    (tuf.SlowRetrievalError, "slow", "what has come is kept; check the network and the server"),
     (tuf.DownloadError, "unreachable", "check [repository] url, the network and the server"),
-    (HTTPError, "unreachable", "the transfer was cut; check the network"),
     (OSError, "storage", "free some space and check the rights of the state folder"),
 )
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the repository wants this device to run, by modality; for which it cannot be told, and why."""
+
+    choices: dict[str, Choice] = field(default_factory=dict)
+    refused: dict[str, ReleaseError] = field(default_factory=dict)
 
 
 class Updater:
     """Looks into the signed repository on behalf of one device.
 
     `base` is the folder that `config.root` starts from; verified metadata is remembered under `state_dir`, which is
-    what makes an older repository state noticeable.
+    what makes an older repository state noticeable. `fetcher` brings the bytes, over HTTP where none is given.
+    `device` is the name under which it takes part in rollouts; `wall_ns` reads the wall clock.
     """
 
-    def __init__(self, config: RepositorySettings, base: Path, state_dir: Path, slots: Slots) -> None:
+    def __init__(
+        self,
+        config: RepositorySettings,
+        base: Path,
+        state_dir: Path,
+        slots: Slots,
+        fetcher: FetcherInterface | None = None,
+        device: str = "",
+        wall_ns: Callable[[], int] = wall_ns,
+    ) -> None:
         self._config, self._root, self._slots = config, base / config.root, slots
         self._folder = state_dir / "repository"
+        self._fetcher = fetcher or Fetcher(web.of(config, base), self._folder / "partial", SystemClock())
+        self._device, self._wall_ns = device, wall_ns
+        self._trusted: tuple[Client, dict[str, TargetFile]] | None = None  # of the last look
 
-    def fetch(self, modality: str, precision: str = "fp32") -> Slot | None:
-        """Bring the version that `modality` is to run into the free slot; None when it is the one in use.
+    def look(self, modalities: Sequence[str], precision: str = "fp32") -> Seen:
+        """What this device is to run, by one refresh of the metadata for all modalities.
 
-        Nothing is switched. A version that the free slot already holds is not downloaded again. Raises ReleaseError
-        whose `check` is `signature`, `expired`, `rollback`, `hash`, `length`, `unreachable`, `missing`, `metadata`,
-        `pointer` or `storage`.
+        Raises ReleaseError whose `check` is `clock`, `signature`, `expired`, `rollback`, `unreachable`, `slow`,
+        `missing`, `metadata` or `storage`; what is wrong with one modality alone is told in `Seen.refused`.
         """
-        with _named(f"{modality} from {self._config.url or 'no repository'}"):
+        seen, infos = Seen(), dict[str, TargetFile]()
+        with _named(self._config.url or "no repository"):
+            self._check_clock()
             client = self._client()
             client.refresh()
-            pointer = self._pointer(client, modality)
-            if precision not in pointer.targets:
-                told = f"version {pointer.version} was not published in {precision}"
-                raise ReleaseError("missing", modality, told, f"publish it, or choose of {', '.join(pointer.targets)}")
-            info = self._info(client, pointer.targets[precision], MAX_MODEL_BYTES)
-            return self._bring(client, modality, pointer.version, info)
+        for modality in modalities:
+            try:
+                with _named(f"{modality} from {self._config.url}"):
+                    seen.choices[modality], infos[modality] = self._choice(client, modality, precision)
+            except ReleaseError as error:
+                seen.refused[modality] = error
+        self._trusted = client, infos
+        return seen
+
+    def bring(self, choice: Choice) -> Slot | None:
+        """Bring what `look` has found for a modality into the free slot; None when it is the one in use.
+
+        Nothing is switched. A version that the free slot already holds is not downloaded again. Raises ReleaseError
+        whose `check` is one of `look`'s, `hash`, `length` or `pointer`.
+        """
+        with _named(f"{choice.modality} from {self._config.url}"):
+            if self._trusted is None or choice.modality not in self._trusted[1]:
+                self.look([choice.modality])
+            assert self._trusted is not None
+            client, infos = self._trusted
+            info = infos.get(choice.modality)
+            if info is None or info.hashes.get("sha256") != choice.sha256:
+                told = f"version {choice.version} is no more what the repository wants"
+                raise ReleaseError("missing", choice.modality, told, "it is looked at again")
+            return self._bring(client, choice.modality, choice.version, info)
+
+    def fetch(self, modality: str, precision: str = "fp32") -> Slot | None:
+        """`look` at one modality and `bring` what it is to run. Raises ReleaseError as these do."""
+        seen = self.look([modality], precision)
+        if (refused := seen.refused.get(modality)) is not None:
+            raise refused
+        return self.bring(seen.choices[modality])
+
+    def _choice(self, client: Client, modality: str, precision: str) -> tuple[Choice, TargetFile]:
+        pointer = self._pointer(client, modality)
+        candidate = pointer.candidate
+        named: Pointer | Candidate = candidate if candidate and candidate.takes(self._device) else pointer
+        if precision not in named.targets:
+            told = f"version {named.version} was not published in {precision}"
+            raise ReleaseError("missing", modality, told, f"publish it, or choose of {', '.join(named.targets)}")
+        info = self._info(client, named.targets[precision], MAX_MODEL_BYTES)
+        choice = Choice(
+            modality=modality, version=named.version, sha256=info.hashes.get("sha256", ""), target=info.path
+        )
+        if isinstance(named, Candidate):
+            own = {"rollout": named.rollout, "paused": named.paused, "terms": named.terms}
+            choice = msgspec.structs.replace(choice, **own)
+        return choice, info
+
+    def _check_clock(self) -> None:
+        """A clock that is behind would take metadata that has expired for fresh: nothing is believed then."""
+        now_ns, signed_ns = self._wall_ns(), freshness.signed_ns(self._folder) - round(SKEW_S * NS)
+        for since_ns, what in ((BUILT_NS, "this agent was made"), (signed_ns, "the newest metadata was signed")):
+            if now_ns < since_ns:
+                told = f"the wall clock shows {_date(now_ns)}, before {what} ({_date(since_ns)})"
+                raise ReleaseError("clock", self._device or "device", told, f"set the clock; {KEPT}")
 
     def _bring(self, client: Client, modality: str, version: int, info: TargetFile) -> Slot | None:
         model, signed = read_model(info.custom, info.path), info.hashes.get("sha256", "")
@@ -84,7 +168,8 @@ class Updater:
             return None
         if spare is not None and spare.sha256 == signed:
             return spare
-        data = self._download(client, info)
+        data = patched(info.path, signed, (current, spare), lambda name: self._delta(client, name, info.length))
+        data = data if data is not None else self._download(client, info)
         return self._slots.stage(modality, data, version=version, expected_sha256=signed, target=info.path)
 
     def _client(self) -> Client:
@@ -96,12 +181,12 @@ class Updater:
             mend = "copy root.json from the plant's folder (`lineside deploy init` names it)"
             raise ReleaseError("missing", str(self._root), f"cannot be read ({error.strerror})", mend) from error
         url = self._config.url.rstrip("/")
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         return Client(
             metadata_dir=str(self._folder),
             metadata_base_url=f"{url}/metadata/",
             target_base_url=f"{url}/targets/",
-            fetcher=Urllib3Fetcher(socket_timeout=SILENCE_S, app_user_agent="lineside"),
+            fetcher=self._fetcher,
             bootstrap=root,
         )
 
@@ -117,9 +202,21 @@ class Updater:
             raise ReleaseError("length", name, f"{info.length} bytes, limit {most_bytes}", "publish a smaller file")
         return info
 
+    def _delta(self, client: Client, name: str, most_bytes: int) -> bytes | None:
+        """A delta that is signed and smaller than the whole file; None where there is none, or it does not come."""
+        try:
+            info = client.get_targetinfo(name)
+            return self._download(client, info) if info is not None and info.length < most_bytes else None
+        except (tuf.RepositoryError, tuf.DownloadError) as error:
+            log.warning("%s: %s", name, error)
+            return None
+
     def _download(self, client: Client, info: TargetFile) -> bytes:
-        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
-            return Path(client.download_target(info, str(Path(folder, "target")))).read_bytes()
+        place = self._folder / ".target.new"  # one name: what a power cut leaves is overwritten, and never heaps up
+        try:
+            return Path(client.download_target(info, str(place))).read_bytes()
+        finally:
+            place.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -127,9 +224,13 @@ def _named(thing: str) -> Iterator[None]:
     """Turn the client's errors into refusals of ours."""
     try:
         yield
-    except (tuf.RepositoryError, tuf.DownloadError, HTTPError, OSError) as error:
+    except (tuf.RepositoryError, tuf.DownloadError, OSError) as error:
         if isinstance(error, tuf.DownloadHTTPError) and error.status_code in (403, 404):
             mend = f"check [repository] url; {KEPT}"
             raise ReleaseError("missing", thing, f"the server has no such file ({error})", mend) from error
         check, mend = next((check, mend) for kind, check, mend in REFUSALS if isinstance(error, kind))
         raise ReleaseError(check, thing, str(error) or type(error).__name__, f"{mend}; {KEPT}") from error
+
+
+def _date(time_ns: int) -> str:
+    return f"{datetime.fromtimestamp(time_ns / NS, timezone.utc):%Y-%m-%d %H:%M} UTC"

@@ -13,8 +13,12 @@ class Sensor(Protocol):
 
     `samples` opens the source and yields runs of samples in capture order, waiting where the source is real time;
     it ends only when a finite source is at its end. Raises SensorError when the source is missing or stops giving.
-    `close` may be called from another thread and makes a waiting `samples` end soon.
+    `close` may be called from another thread and makes a waiting `samples` end soon. `dropped` counts the samples that
+    were lost before `samples` gave them, because its reader was too far behind.
     """
+
+    @property
+    def dropped(self) -> int: ...
 
     def samples(self) -> Iterator[Samples]: ...
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,10 @@ from numpy.typing import NDArray
 from edge.config import SensorSettings
 from edge.sensors.inbox import Inbox
 from edge.sensors.pace import Pace
+from edge.sensors.stamps import Stamps
 from lineside.clock import NS, Clock
 from lineside.errors import SensorError
-from lineside.windows import Samples
+from lineside.windows import Samples, Timing
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # one line of ours instead of OpenCV's many
 Frame = NDArray[np.uint8]
@@ -31,7 +34,7 @@ QUEUE_FRAMES = 8
 
 
 class Camera:
-    """A live camera: frames are stamped by the clock as they arrive.
+    """A live camera: frames are stamped as well as their source allows (edge.sensors.stamps).
 
     At most `rate_hz` frames a second are taken, all of them where it is 0; the rate that samples carry is then the
     measured one. Frames are scaled to `width` and `height` where these are given. RTSP goes over TCP (OpenCV's rule).
@@ -39,7 +42,7 @@ class Camera:
 
     def __init__(self, settings: SensorSettings, clock: Clock, origin_ns: int, base: Path) -> None:
         self._settings, self._clock = settings, clock
-        self._inbox: Inbox[tuple[int, Frame]] = Inbox(settings.name, QUEUE_FRAMES)
+        self._inbox: Inbox[tuple[int, Timing | None, Frame]] = Inbox(settings.name, QUEUE_FRAMES)
 
     @property
     def dropped(self) -> int:
@@ -50,10 +53,10 @@ class Camera:
         settings = self._settings
         threading.Thread(target=self._grab, name=f"grab-{settings.name}", daemon=True).start()
         arrivals: deque[int] = deque(maxlen=32)
-        for stamp_ns, frame in self._inbox.items(settings.stall_s, 2 * settings.stall_s + 5, DOCTOR):
+        for stamp_ns, timing, frame in self._inbox.items(settings.stall_s, 2 * settings.stall_s + 5, DOCTOR):
             arrivals.append(stamp_ns)
             rate_hz = settings.rate_hz or _measured(arrivals)
-            yield _one(settings, stamp_ns, rate_hz, frame)
+            yield replace(_one(settings, stamp_ns, rate_hz, frame), timing=timing)
 
     def close(self) -> None:
         self._inbox.close()
@@ -66,14 +69,16 @@ class Camera:
             self._inbox.fail(error)
             return
         thinned = Thinned(self._settings.rate_hz)
+        stamps = Stamps("://" not in self._settings.device, round(self._settings.latency_ms * 1e6))
         while not self._inbox.closed:
             came, frame = capture.read()
-            stamp_ns = self._clock.now_ns()
+            now_ns, monotonic_ns = self._clock.now_ns(), time.monotonic_ns()
             if not came:
                 self._inbox.fail(SensorError(self._settings.name, "the camera stopped giving frames", DOCTOR))
                 break
+            stamp_ns = stamps.place(round(capture.get(cv2.CAP_PROP_POS_MSEC) * 1e6), now_ns, monotonic_ns)
             if thinned.takes(stamp_ns):
-                self._inbox.put((stamp_ns, frame))
+                self._inbox.put((stamp_ns, stamps.timing, frame))
         capture.release()
 
 
@@ -84,6 +89,7 @@ class CameraFile:
         self._settings, self._origin_ns = settings, origin_ns
         self._path = base / settings.device
         self._pace = Pace(clock)
+        self.dropped = 0
 
     def samples(self) -> Iterator[Samples]:
         name = self._settings.name

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from edge.config import SensorSettings
 from edge.sensors.inbox import Inbox
-from edge.sensors.pace import BLOCK_S, Grid
+from edge.sensors.pace import BLOCK_S
+from edge.sensors.timeline import Counted
 from lineside.clock import NS, Clock
 from lineside.errors import SensorError
 from lineside.windows import Samples
@@ -25,28 +26,29 @@ Block = tuple[int, bool, NDArray[np.int16]]
 class Microphone:
     """One PortAudio input: 16-bit mono blocks of 0.1 s, with the time at which the converter took the first sample.
 
-    `dropped` counts blocks lost because the reader was too far behind; what follows a loss is flagged `gap`.
+    What follows a loss is flagged `gap`.
     """
 
     def __init__(self, settings: SensorSettings, clock: Clock, origin_ns: int, base: Path) -> None:
         self._settings, self._clock = settings, clock
         self._rate_hz = settings.rate_hz or RATE_HZ
+        self._block = round(self._rate_hz * BLOCK_S)
         self._inbox: Inbox[Block] = Inbox(settings.name, QUEUE_BLOCKS)
         self._lost = False
 
     @property
     def dropped(self) -> int:
-        """Blocks that came while the reader was too far behind."""
-        return self._inbox.dropped
+        """Samples that came while the reader was too far behind."""
+        return self._inbox.dropped * self._block
 
     def samples(self) -> Iterator[Samples]:
         name, stall_s = self._settings.name, self._settings.stall_s
-        grid = Grid(self._rate_hz)
+        timeline = Counted(self._rate_hz)
         with self._stream():
             for measured_ns, lost, sound in self._inbox.items(stall_s, stall_s, PLUG):
-                start_ns, jumped = grid.place(measured_ns, len(sound))
+                start_ns, jumped = timeline.place(measured_ns, len(sound))
                 flags = frozenset({"gap"} if lost or jumped else ())
-                yield Samples(name, "microphone", start_ns, self._rate_hz, sound, None, flags)
+                yield Samples(name, "microphone", start_ns, self._rate_hz, sound, None, flags, timeline.timing)
 
     def close(self) -> None:
         self._inbox.close()
@@ -61,7 +63,7 @@ class Microphone:
                 samplerate=self._rate_hz,
                 channels=1,
                 dtype="int16",
-                blocksize=round(self._rate_hz * BLOCK_S),
+                blocksize=self._block,
                 callback=self._heard,
                 finished_callback=self._finished,
             )
@@ -76,7 +78,7 @@ class Microphone:
         age_s = time.currentTime - time.inputBufferAdcTime
         if not 0 < age_s < 2:  # some drivers give no capture time: the block has just ended then
             age_s = count / self._rate_hz
-        measured_ns = self._clock.now_ns() - round(age_s * NS)
+        measured_ns = self._clock.now_ns() - round((age_s + self._settings.latency_ms / 1e3) * NS)
         lost = self._lost or bool(status.input_overflow)
         self._lost = not self._inbox.put((measured_ns, lost, sound[:, 0].copy()))
 

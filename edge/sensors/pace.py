@@ -1,4 +1,4 @@
-"""What sensors share about time: waiting for a moment that may be called off, and the even grid of a live stream."""
+"""Waiting for a moment of the clock, which may be called off."""
 
 from __future__ import annotations
 
@@ -32,32 +32,3 @@ class Pace:
     def close(self) -> None:
         """End every wait, now and later."""
         self._closed.set()
-
-
-@dataclass
-class Grid:
-    """Even time for the blocks of a live stream of `rate_hz` samples a second.
-
-    Arrival jitters by milliseconds while the samples themselves are even, so each block follows the last one and the
-    grid is drawn gently towards the measured time. When the two differ by more than `slack_s`, samples are missing
-    (or the source runs at another rate than it says): the grid starts anew there.
-
-    >>> grid = Grid(rate_hz=1000.0)
-    >>> grid.place(0, 100), grid.place(103_000_000, 100), grid.place(900_000_000, 100)
-    ((0, False), (100060000, False), (900000000, True))
-    """
-
-    rate_hz: float
-    slack_s: float = 0.25
-    pull: float = 0.02
-    _next_ns: int | None = None
-
-    def place(self, measured_ns: int, count: int) -> tuple[int, bool]:
-        """Start of the next block of `count` samples, measured at `measured_ns`; and whether a gap precedes it."""
-        start_ns, jumped = measured_ns, False
-        if self._next_ns is not None:
-            error_ns = measured_ns - self._next_ns
-            jumped = abs(error_ns) > self.slack_s * NS
-            start_ns = measured_ns if jumped else self._next_ns + round(self.pull * error_ns)
-        self._next_ns = start_ns + round(count * NS / self.rate_hz)
-        return start_ns, jumped

@@ -27,6 +27,7 @@ class Replay:
         self._path = base / settings.device
         self._recorded = settings.recorded or settings.name
         self._pace = Pace(clock)
+        self.dropped = 0
 
     def samples(self) -> Iterator[Samples]:
         try:

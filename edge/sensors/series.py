@@ -7,12 +7,14 @@ import os
 import select
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from edge.config import SensorSettings
-from edge.sensors.pace import BLOCK_S, SLICE_S, Grid, Pace
+from edge.sensors.pace import BLOCK_S, SLICE_S, Pace
+from edge.sensors.timeline import Counted
 from lineside.clock import NS, Clock
 from lineside.errors import SensorError
 from lineside.windows import Samples
@@ -36,7 +38,7 @@ class Series:
         self._path = base / settings.device
         self._pace = Pace(clock)
         self._time_column: int | None = None
-        self.bad_values = 0
+        self.bad_values = self.dropped = 0
 
     def samples(self) -> Iterator[Samples]:
         if not self._settings.rate_hz > 0:
@@ -64,10 +66,12 @@ class Series:
 
     def _from_pipe(self) -> Iterator[Samples]:
         rate = self._settings.rate_hz
-        grid = Grid(rate, slack_s=max(0.25, 2 / rate))
+        timeline = Counted(rate, slack_s=max(0.25, 2 / rate))
+        late_ns = round(self._settings.latency_ms * 1e6)
         for rows in self._blocks(self._piped_lines()):
-            start_ns, jumped = grid.place(self._clock.now_ns() - round(len(rows) * NS / rate), len(rows))
-            yield self._block(start_ns, rows, jumped)
+            measured_ns = self._clock.now_ns() - round(len(rows) * NS / rate) - late_ns
+            start_ns, jumped = timeline.place(measured_ns, len(rows))
+            yield replace(self._block(start_ns, rows, jumped), timing=timeline.timing)
 
     def _piped_lines(self) -> Iterator[str]:
         """Lines of the pipe, also past a change of writers. Raises SensorError after `stall_s` without any."""

@@ -132,6 +132,7 @@ class Simulated:
     def __init__(self, settings: SensorSettings, clock: Clock, origin_ns: int) -> None:
         self._settings, self._origin_ns = settings, origin_ns
         self._pace = Pace(clock)
+        self.dropped = 0
 
     def samples(self) -> Iterator[Samples]:
         if self._settings.product not in PRODUCTS:
