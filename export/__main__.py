@@ -21,6 +21,7 @@ class Precision(str, Enum):
     """What to write."""
 
     fp32 = "fp32"
+    fp16 = "fp16"
     int8 = "int8"
     all = "all"
 
@@ -30,9 +31,13 @@ def build(
     stage: Annotated[Path, typer.Argument(metavar="STAGE_DIR", help="The folder of a finished stage.")],
     out: Annotated[Path, typer.Option(help="Where the encoder files go.")],
     version: Annotated[int, typer.Option(min=0, help="Version of the files; 0: the stage's number.")] = 0,
-    precision: Annotated[Precision, typer.Option(help="fp32, int8 or both.")] = Precision.all,
+    precision: Annotated[Precision, typer.Option(help="One precision, or all.")] = Precision.all,
     modality: Annotated[list[str] | None, typer.Option(help="Only this modality; may be given more than once.")] = None,
     head: Annotated[Path | None, typer.Option(help="Head of a sensor attached to another stage's space.")] = None,
+    like: Annotated[
+        list[Path] | None,
+        typer.Option(help="INT8 file in the field whose scales stay; several times."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write a stage's encoders as ONNX files that passed parity on the device's code path. Exit 6 when one did not.
@@ -42,14 +47,16 @@ def build(
 
     Example: lineside export build stage-2 --out encoders
 
-    With --head, the attached sensor's encoder in the space of its base; the stage is its leaf.
+    With --head, the attached sensor's encoder in the space of its base; the stage is its leaf. With --like, most bytes
+    of an INT8 file stay those of an older one: devices then fetch the small delta that `lineside deploy publish` makes.
     """
     from export.bundle import build as build_files
+    from lineside.targets import PRECISIONS
     from trainer.progress import Bar
 
-    precisions = ("fp32", "int8") if precision is Precision.all else (precision.value,)
+    precisions = PRECISIONS if precision is Precision.all else (precision.value,)
     with Bar() as bar:
-        built = build_files(stage, out, version, precisions, modality or (), bar, head)
+        built = build_files(stage, out, version, precisions, modality or (), bar, head, like or ())
     if as_json:
         print(json.dumps({"files": msgspec.to_builtins(built)}))
         return
@@ -96,6 +103,30 @@ def verify(
         return
     for name, value in result.items():
         print(f"{name}: {value}")
+
+
+@app.command()
+def bench(
+    stage: Annotated[Path, typer.Argument(metavar="STAGE_DIR", help="The folder of a finished stage.")],
+    recording: Annotated[Path, typer.Option(help="Normal running that no stage learned from.")],
+    out: Annotated[Path | None, typer.Option(help="Write the table there too, as Markdown.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure every precision of a stage's encoders: size, time on one thread, parity, retrieval, AUROC. Exit 6 when a
+    file fails its gate.
+
+    Example: lineside export bench stage-2 --recording day-3.mcap --out precisions.md
+    """
+    from export.bench import bench as measure
+    from export.bench import table
+    from lineside.files import write_atomic
+    from trainer.progress import Bar
+
+    with Bar() as bar:
+        rows = measure(stage, recording, SystemClock(), bar)
+    if out is not None:
+        write_atomic(out, (table(rows) + "\n").encode())
+    print(json.dumps({"encoders": msgspec.to_builtins(rows)}) if as_json else table(rows))
 
 
 def _verified(file: Path) -> dict[str, Any]:

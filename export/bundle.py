@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 
 from edge.encoder import Encoder as DeviceEncoder
 from export import parity, waivers
+from export.half import to_fp16
 from export.parity import Parity
 from export.quantize import to_int8
 from export.to_onnx import to_onnx
-from lineside import __version__, features, release
-from lineside.errors import ConfigError
+from lineside import __version__, features, onnx_metadata, release
+from lineside.errors import ConfigError, ReleaseError
 from lineside.files import sha256, sync_folder
+from lineside.targets import PRECISIONS
 from trainer import checkpoint
 from trainer.attach import must_pass
 from trainer.attached import Attached
@@ -28,8 +30,8 @@ from trainer.encoders import Encoder
 from trainer.evaluate import embed
 from trainer.progress import Progress, silent
 
-TOLERANCE = {"fp32": 1e-4, "int8": 1e-3}
-INT8_MARGIN = 4.0
+TOLERANCE = {"fp32": 1e-4, "fp16": 1e-3, "int8": 1e-3}
+MARGIN = 4.0
 DOMAIN = "org.lineside"
 IMAGE = {  # ONNX, MetadataProps.md
     "Image.BitmapPixelFormat": "Rgb8",
@@ -50,22 +52,25 @@ class Built(msgspec.Struct, frozen=True):
     parity: Parity
     tolerance: float
     int8_layers: str = "none"
+    cut: float = 0.0
 
 
 def build(
     folder: Path,
     out: Path,
     version: int = 0,
-    precisions: Sequence[str] = ("fp32", "int8"),
+    precisions: Sequence[str] = PRECISIONS,
     modalities: Sequence[str] = (),
     progress: Progress = silent,
     head: Path | None = None,
+    like: Sequence[Path] = (),
 ) -> list[Built]:
-    """Export a stage's encoders (all, or `modalities`) as `{modality}-{version}.onnx` and `….int8.onnx` in `out`.
+    """Export a stage's encoders (all, or `modalities`) into `out`, under their `file_name`.
 
     Version 0 means the stage's number. With a `head`, only the sensor that it attaches, in the space of its base.
-    Raises GateError for a stage or head with a failed gate that nobody waived (of a stage, beside older ones too), and
-    for a file that fails parity, of which nothing stays.
+    `like` are older INT8 files, each for its modality, whose scales the new ones keep. Raises ConfigError for one that
+    is none of ours, GateError for a stage or head with a failed gate that nobody waived (of a stage, beside older ones
+    too), and for a file that fails parity, of which nothing stays.
     """
     stage = checkpoint.load_stage(folder)
     stage = msgspec.structs.replace(stage, certificate=waivers.certificate(folder, stage))
@@ -81,6 +86,7 @@ def build(
     identities = checkpoint.identities(stage, tensors.encoders)
     if known and head:
         stage = _in_base(known, head, chosen, stage, identities[known.about.newcomer])
+    older = dict(_older(path) for path in like)
     built = []
     for modality in chosen:
         windows = tensors.calibration[modality].numpy()
@@ -88,12 +94,34 @@ def build(
         fp32 = to_onnx(encoder, stage.prepare[modality])
         golden = embed(encoder, parity.golden_inputs(stage.prepare[modality]))
         for precision in precisions:
-            model, int8_layers = (fp32, "none") if precision == "fp32" else to_int8(fp32, windows)
+            model, told = in_precision(fp32, precision, windows, older.get(modality))
             card = card_of(stage, modality, identities[modality], version or stage.stage, precision, golden)
-            left = _leave(model, encoder, card, windows, out)
-            built.append(msgspec.structs.replace(left, int8_layers=int8_layers))
+            built.append(msgspec.structs.replace(_leave(model, encoder, card, windows, out), **told))
             progress("encoder files", len(built), len(chosen) * len(precisions))
     return built
+
+
+def in_precision(
+    fp32: onnx.ModelProto, precision: str, windows: NDArray[np.generic], like: onnx.ModelProto | None = None
+) -> tuple[onnx.ModelProto, dict[str, str | float]]:
+    """An fp32 encoder in another precision, and what is to be told of its quantisation (fields of Built)."""
+    if precision == "int8":
+        found = to_int8(fp32, windows, like)
+        return found.model, {"int8_layers": found.layers, "cut": found.cut}
+    return (to_fp16(fp32) if precision == "fp16" else fp32), {}
+
+
+def _older(path: Path) -> tuple[str, onnx.ModelProto]:
+    """Modality and graph of an INT8 file of ours."""
+    mend = "give an encoder that `lineside export build` wrote in INT8"
+    try:
+        data = path.read_bytes()
+        card = release.from_metadata(onnx_metadata.read(data, path.name), path.name)
+    except (OSError, ReleaseError) as error:
+        raise ConfigError("--like", f"{path} cannot be read ({error})", mend) from error
+    if card.precision != "int8":
+        raise ConfigError("--like", f"{path} is of {card.precision}", mend)
+    return card.modality, onnx.load_from_string(data)
 
 
 def _in_base(known: Attached, head: Path, chosen: Sequence[str], stage: Stage, identity: str) -> Stage:
@@ -164,18 +192,19 @@ def card_of(
         golden_outputs=expected,
         tolerance=TOLERANCE[precision],
         certificate=stage.certificate,
+        window_s=stage.windows.length_s,
     )
 
 
 def _measured(card: release.Card, path: Path, device: DeviceEncoder) -> release.Card:
-    """The card of a quantised encoder: it must give its own embeddings again, on whatever runtime.
+    """The card of an encoder that is not fp32: it must give its own embeddings again, on whatever runtime.
 
     How far honest runtimes may differ is measured between integer kernels and the same graph run node by node.
     """
     golden = parity.golden_inputs(device.spec)
     own, other = device.embed(golden), parity.unoptimised(path, golden)
     cosines = (own * other).sum(axis=1) / np.linalg.norm(own, axis=1) / np.linalg.norm(other, axis=1)
-    tolerance = max(card.tolerance, INT8_MARGIN * float(1 - cosines.min()))
+    tolerance = max(card.tolerance, MARGIN * float(1 - cosines.min()))
     _, expected = release.pack_golden(features.golden_windows(device.spec), own)
     return msgspec.structs.replace(card, golden_outputs=expected, tolerance=tolerance)
 

@@ -1,103 +1,137 @@
-"""Static INT8 with quantise/dequantise pairs, in the form that ONNX Runtime and TensorRT both take.
+"""Static INT8 with quantise/dequantise pairs, in the form that TensorRT takes, and ONNX Runtime after edge.unsigned.
 
-Symmetric and per channel, biases left in float: TensorRT's parser wants zero points of 0 and refuses int32 biases.
-Only convolutions and the head are quantised. An encoder this small has layers that cannot spare a bit: each layer is
-quantised alone first, and the most sensitive ones stay in float until the sum of what is lost fits a budget.
+Symmetric, weights per channel, biases left in float: TensorRT's parser wants zero points of 0 and refuses int32 biases.
+Convolutions, the head and sums are quantised, so that a CPU stays in bytes from the first layer to the last. Ranges
+are taken from one half of the windows; what is lost is measured on the other. Where all layers in INT8 lose more than
+a budget, the most sensitive ones stay in float.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnx import numpy_helper
+from onnxruntime.quantization import QuantType
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
+from edge.unsigned import unsigned
+from export import scales
+from export.calibrate import CUTS, ranges
 from export.to_onnx import quiet
 
 OPS = ("Conv", "Gemm", "MatMul")
-BUDGET = 0.006  # of 1 - cosine, summed over layers; the parity gate allows 0.01
-PROBES = 24
+BETWEEN = ("Add", "AveragePool", "ReduceMean", "ReduceMax")  # sums, and what pools: their inputs in bytes too
+BUDGET = 0.008  # of 1 - cosine of the worse output; the parity gate allows 0.01
+PROBES = 32
+OPTIONS = {
+    "ActivationSymmetric": True,
+    "WeightSymmetric": True,
+    "QuantizeBias": False,
+    "OpTypesToExcludeOutputQuantization": [*OPS, *BETWEEN],  # bytes where they are taken, which is behind a ReLU
+    "ForceQuantizeNoInputCheck": True,
+}
 
 
-class Windows(CalibrationDataReader):  # type: ignore[misc]
-    """Prepared windows (n, *shape), one at a time."""
+@dataclass(frozen=True)
+class Quantised:
+    """An INT8 encoder, and how it came about: layers in INT8 as `16 of 17`, the share of values that ranges cut off."""
 
-    def __init__(self, windows: NDArray[np.generic]) -> None:
-        self._left: Iterator[NDArray[np.generic]] = iter(windows)
-
-    def get_next(self) -> dict[str, NDArray[np.generic]] | None:
-        window = next(self._left, None)
-        return None if window is None else {"window": window[None]}
+    model: onnx.ModelProto
+    layers: str
+    cut: float
 
 
-def to_int8(model: onnx.ModelProto, windows: NDArray[np.generic]) -> tuple[onnx.ModelProto, str]:
-    """An fp32 encoder as INT8, its ranges taken from prepared windows (n, *shape) of the line.
+def to_int8(model: onnx.ModelProto, windows: NDArray[np.generic], like: onnx.ModelProto | None = None) -> Quantised:
+    """An fp32 encoder as INT8, its ranges taken from prepared windows (n, *shape) of the line, n >= 2.
 
-    The second value says how many of its layers are in INT8: `9 of 17`.
+    With `like`, an older INT8 encoder of the same architecture, the layers that it left in float are so again, and
+    weights keep its scales where these still fit (export.scales), so that a delta to it is small.
     """
     with tempfile.TemporaryDirectory(prefix="lineside-int8-") as folder, quiet():
-        fp32 = Path(folder) / "fp32.onnx"
-        onnx.save(model, fp32)
-        losses = sensitivity(fp32, layers(model), windows)
-        chosen = affordable(losses, BUDGET)
-        return onnx.load(_quantised(fp32, chosen, windows)), f"{len(chosen)} of {len(losses)}"
+        trial = Trial(Path(folder), model, windows)
+        spared = scales.in_float(like) if like else set()
+        chosen = {layer for layer, weight in trial.layers.items() if weight not in spared}
+        cut = min(CUTS, key=lambda each: trial.loss(chosen, each))
+        if like is None:
+            chosen = trial.affordable(cut)
+        made = trial.quantised(chosen, cut)
+    if like is not None:
+        scales.keep(made, model, like)
+    return Quantised(made, f"{len(chosen)} of {len(trial.layers)}", cut)
 
 
-def layers(model: onnx.ModelProto) -> list[str]:
-    """Names of the layers that can be quantised."""
-    return [node.name for node in model.graph.node if node.op_type in OPS]
+class Trial:
+    """One encoder quantised in several ways, each measured against fp32 on windows that it was not calibrated on."""
+
+    def __init__(self, folder: Path, model: onnx.ModelProto, windows: NDArray[np.generic]) -> None:
+        self._fp32 = folder / "fp32.onnx"
+        onnx.save(model, self._fp32)
+        given = [name for node in model.graph.node if node.op_type in (*OPS, *BETWEEN) for name in node.input]
+        constants = {tensor.name for tensor in model.graph.initializer}
+        self._ranges = ranges(model, {name for name in given if name not in constants}, windows[::2])
+        others = windows[1::2]
+        self._probes = others[np.linspace(0, len(others) - 1, min(PROBES, len(others))).round().astype(int)]
+        self.layers = {
+            node.name: node.input[1] for node in model.graph.node if node.op_type in OPS
+        }  # with their weights
+        self._between = [node.name for node in model.graph.node if node.op_type in BETWEEN]
+
+    def affordable(self, cut: float) -> set[str]:
+        """All layers but as few of the most sensitive ones as the budget asks for."""
+        chosen = set(self.layers)
+        if self.loss(chosen, cut) <= BUDGET:
+            return chosen
+        for name in sorted(self.layers, key=lambda layer: self.loss({layer}, cut), reverse=True):
+            chosen.remove(name)
+            if self.loss(chosen, cut) <= BUDGET:
+                break
+        return chosen
+
+    def loss(self, names: Collection[str], cut: float) -> float:
+        """What these layers in INT8 cost the worse output: mean 1 - cosine to fp32."""
+        got = self._run(unsigned(self.quantised(names, cut).SerializeToString()))
+        return max(float(1 - _cosines(a, b).mean()) for a, b in zip(self._want, got, strict=True))
+
+    def quantised(self, names: Collection[str], cut: float) -> onnx.ModelProto:
+        """The encoder with these layers in INT8, and sums where any is."""
+        quantizer = QDQQuantizer(
+            load_model_with_shape_infer(self._fp32),
+            per_channel=True,
+            reduce_range=False,
+            weight_qType=QuantType.QInt8,
+            activation_qType=QuantType.QInt8,
+            tensors_range=self._ranges[cut],
+            nodes_to_quantize=[*names, *self._between] if names else [],
+            nodes_to_exclude=[] if names else [*self.layers, *self._between],
+            op_types_to_quantize=[*OPS, *BETWEEN],
+            extra_options=OPTIONS,
+        )
+        quantizer.quantize_model()
+        quantizer.model.topological_sort()
+        model: onnx.ModelProto = quantizer.model.model
+        model.producer_name = ""
+        for tensor in model.graph.initializer:  # numbers as raw bytes, which is how a device reads them
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
+        return model
+
+    @cached_property
+    def _want(self) -> list[NDArray[np.float32]]:
+        return self._run(self._fp32.read_bytes())
+
+    def _run(self, model: bytes) -> list[NDArray[np.float32]]:
+        session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+        rows = [session.run(["embedding", "features"], {"window": window[None]}) for window in self._probes]
+        return [np.concatenate(part).astype(np.float32) for part in zip(*rows, strict=True)]
 
 
-def sensitivity(fp32: Path, names: list[str], windows: NDArray[np.generic]) -> dict[str, float]:
-    """What quantising each layer alone costs the worse output: mean 1 - cosine to fp32 over a few windows."""
-    probes = windows[np.linspace(0, len(windows) - 1, min(PROBES, len(windows))).round().astype(int)]
-    want = _run(fp32, probes)
-
-    def loss(name: str) -> float:
-        got = _run(_quantised(fp32, [name], probes), probes)
-        return max(float(1 - (a * b).sum(axis=1).mean()) for a, b in zip(want, got, strict=True))
-
-    return {name: loss(name) for name in names}
-
-
-def affordable(losses: Mapping[str, float], budget: float) -> list[str]:
-    """The layers that may be quantised, least sensitive first, while the sum of their losses fits `budget`.
-
-    >>> affordable({"stem": 0.5, "middle": 0.1, "head": 0.2}, 0.35)
-    ['middle', 'head']
-    """
-    chosen, spent = [], 0.0
-    for name in sorted(losses, key=lambda layer: losses[layer]):
-        spent += losses[name]
-        if spent > budget:
-            break
-        chosen.append(name)
-    return chosen
-
-
-def _quantised(fp32: Path, names: Collection[str], windows: NDArray[np.generic]) -> Path:
-    int8 = fp32.with_name("int8.onnx")
-    quantize_static(
-        fp32,
-        int8,
-        Windows(windows),
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=list(OPS),
-        nodes_to_exclude=[name for name in layers(onnx.load(fp32)) if name not in names],
-        per_channel=True,
-        activation_type=QuantType.QInt8,
-        weight_type=QuantType.QInt8,
-        calibrate_method=CalibrationMethod.MinMax,
-        extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
-    )
-    return int8
-
-
-def _run(path: Path, windows: NDArray[np.generic]) -> list[NDArray[np.float32]]:
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return [np.asarray(got, np.float32) for got in session.run(["embedding", "features"], {"window": windows})]
+def _cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray((a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1))

@@ -1,4 +1,7 @@
-"""A trained encoder to an ONNX graph: input `window`, outputs `embedding` and `features`, any batch."""
+"""A trained encoder to an ONNX graph: input `window`, outputs `embedding` and `features`, one window.
+
+Shapes are static, a batch of 1: docs/decisions/0021-one-window-at-a-time.md.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,6 @@ from trainer.layers import fold
 from trainer.projector import Unit
 
 OPSET = 20  # the newest that ONNX Runtime 1.18 (JetPack 6) and 1.23 (Python 3.10) both run
-MOST_WINDOWS = 1024
 
 
 class Outputs(nn.Module):
@@ -44,8 +46,7 @@ def to_onnx(encoder: Encoder, spec: Prepare) -> onnx.ModelProto:
     Raises onnx.checker.ValidationError when the exporter made something that is not ONNX.
     """
     folded = Outputs(fold(copy.deepcopy(encoder.trunk).cpu().eval()), plain(encoder.head)).eval()
-    example = torch.from_numpy(np.zeros((2, *features.shape(spec)), features.dtype(spec)))
-    batch = torch.export.Dim("batch", min=1, max=MOST_WINDOWS)
+    example = torch.from_numpy(np.zeros((1, *features.shape(spec)), features.dtype(spec)))
     with quiet():
         program = torch.onnx.export(
             folded,
@@ -54,7 +55,6 @@ def to_onnx(encoder: Encoder, spec: Prepare) -> onnx.ModelProto:
             opset_version=OPSET,
             input_names=["window"],
             output_names=["embedding", "features"],
-            dynamic_shapes={"window": {0: batch}},
             verbose=False,
         )
     assert program is not None
