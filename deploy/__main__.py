@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-import msgspec
 import typer
 
-from deploy import begin, fleet, repository
-from lineside import config
+from deploy import begin, fleet, rollout_command
+from deploy.desk import PLANT, AsJson, Devices, Modality, PlantFile, WaitS, outcomes_told, sit, tell
+from deploy.repository import Published
 from lineside.cli import guarded
 from lineside.clock import SystemClock
-from lineside.errors import ConfigError
-from lineside.operator import Operator, Outcome, check
-from lineside.plant import PlantConfig
+from lineside.errors import ReleaseError
+from lineside.operator import check
 
 app = typer.Typer(no_args_is_help=True, help="Sign, publish, roll out and take back releases.")
-rollouts = typer.Typer(no_args_is_help=True, help="Bring what was published to devices.")
-app.add_typer(rollouts, name="rollout")
-
-Plant = Annotated[Path, typer.Option("--config", help="The plant file.")]
-Devices = Annotated[list[str] | None, typer.Option("--device", help="Only this device (again for more); default: all.")]
-Modality = Annotated[str, typer.Option("--modality", help="The modality to change.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Wait = Annotated[float, typer.Option("--wait-s", help="How long a device may take to answer, in seconds.")]
-PLANT = Path("plant.toml")
+app.add_typer(rollout_command.app, name="rollout")
 MODALITIES = ("camera", "microphone")
 
 
@@ -40,87 +31,72 @@ def init(
     mqtt_port: Annotated[int, typer.Option(help="Port of the broker.")] = 1883,
     hub_port: Annotated[int, typer.Option(help="Port of the dashboard.")] = 8080,
     demo: Annotated[bool, typer.Option("--demo", help="Show the panel that injects faults.")] = False,
+    tls: Annotated[bool, typer.Option("--tls", help="Certificates for a broker beyond this machine.")] = False,
+    listen: Annotated[str, typer.Option(help="Address of the broker; beyond loopback it needs --tls.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Name or address by which devices reach it, where it is another.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Write the plant file, keys, repository and passwords; whatever is there already is kept.
+    """Write the plant file, keys, repository, passwords and certificates; whatever is there already is kept.
+
+    Tells who keeps which file, and what belongs offline. Options count where no plant file is there yet.
 
     Example: lineside deploy init plant --site line1 --device edge-1 --modality camera --modality microphone
     """
     asked = begin.Asked(site, tuple(device or ()), tuple(modality or MODALITIES), mqtt_port, hub_port, demo)
-    told = begin.begin(folder, asked, SystemClock())
-    typer.echo(msgspec.json.encode({"told": told}) if as_json else "\n".join(told))
+    asked = replace(asked, listen=listen, host=host, tls=tls)
+    begun = begin.begin(folder, asked, SystemClock())
+    width = max(len(row.path) for row in begun.keep)
+    kept = [f"  {row.mode}  {row.path:{width}}  {row.place}; {row.needed}" for row in begun.keep]
+    tell(begun, as_json, [*begun.told, "who keeps what:", *kept])
 
 
 @app.command()
 def publish(
     files: Annotated[list[Path], typer.Argument(help="Encoders from `lineside export build`.")],
-    config_file: Plant = PLANT,
+    config_file: PlantFile = PLANT,
     as_json: AsJson = False,
 ) -> None:
-    """Sign encoders and point their modalities at them; devices take them at their next look.
+    """Sign encoders. A modality's first version is pointed at: devices take it at their next look. Later ones wait.
 
     Example: lineside deploy publish --config plant/plant.toml bundle/camera-2.onnx bundle/microphone-2.onnx
     """
-    _, repo = _open(config_file)
-    published = repo.publish(files)
-    _tell(published, as_json, [f"{one.modality} points at version {one.version}" for one in published])
-
-
-@rollouts.command("start")
-def rollout_start(
-    modality: Modality,
-    config_file: Plant = PLANT,
-    device: Devices = None,
-    wait_s: Wait = 120.0,
-    as_json: AsJson = False,
-) -> None:
-    """Ask devices to take the version that the modality points at now, and wait until each has.
-
-    Example: lineside deploy rollout start --config plant/plant.toml --modality camera --device edge-1
-    """
-    plant, repo = _open(config_file)
-    pointed = repo.pointed().get(modality)
-    if pointed is None:
-        raise ConfigError(modality, "has nothing published", "run `lineside deploy publish` first")
-    with _operator(plant, config_file) as operator:
-        outcomes = operator.ask(_chosen(plant, device), "update", {"modality": modality}, wait_s)
-    _tell(outcomes, as_json, _lines(outcomes, f"{modality}-{pointed.version}"))
-    check(outcomes, "update", "see `lineside deploy status` and the device's journal, then start again")
-
-
-@rollouts.command("status")
-def rollout_status(modality: Modality, config_file: Plant = PLANT, as_json: AsJson = False) -> None:
-    """Which devices run what the modality points at.
-
-    Example: lineside deploy rollout status --config plant/plant.toml --modality camera
-    """
-    _show_versions(config_file, as_json, modality)
+    published = sit(config_file).repository.publish(files)
+    tell(published, as_json, [_published(one) for one in published])
 
 
 @app.command()
 def rollback(
-    modality: Modality, config_file: Plant = PLANT, device: Devices = None, wait_s: Wait = 30.0, as_json: AsJson = False
+    modality: Modality,
+    config_file: PlantFile = PLANT,
+    device: Devices = None,
+    wait_s: WaitS = 30.0,
+    as_json: AsJson = False,
 ) -> None:
     """Take one modality back to its version before: at once on the devices, without a download.
 
+    While a rollout of it is under way, that is aborted instead: its version was nobody's but the rings'.
+
     Example: lineside deploy rollback --config plant/plant.toml --modality camera
     """
-    plant, repo = _open(config_file)
-    chosen = _chosen(plant, device)
-    with _operator(plant, config_file) as operator:  # first, so that a broker that is away changes nothing
-        pointed = repo.step_back(modality)
+    desk = sit(config_file)
+    chosen = desk.chosen(device)
+    if under_way := desk.records.running(modality):
+        return rollout_command.abort_now(desk, under_way[0], "rolled back", as_json)
+    with desk.operator() as operator:  # first, so that a broker that is away changes nothing
+        pointed = desk.repository.step_back(modality)
         outcomes = operator.ask(chosen, "rollback", {"modality": modality}, wait_s)
-    _tell({"pointed": pointed, "devices": outcomes}, as_json, _lines(outcomes, f"{modality}-{pointed.version}"))
-    again = f"`lineside deploy rollout start --modality {modality}`"
-    check(outcomes, "rollback", f"{modality} points at {pointed.version} already: bring the rest by {again}")
+    lines = outcomes_told(outcomes, f"{modality}-{pointed.version}")
+    tell({"pointed": pointed, "devices": outcomes}, as_json, lines)
+    mend = f"{modality} points at {pointed.version} already: the rest take it at their next look"
+    check(outcomes, "rollback", mend)
 
 
 @app.command()
 def commission(
-    config_file: Plant = PLANT,
+    config_file: PlantFile = PLANT,
     device: Devices = None,
     keep: Annotated[bool, typer.Option("--keep", help="What is known stays normal too.")] = False,
-    wait_s: Wait = 30.0,
+    wait_s: WaitS = 30.0,
     as_json: AsJson = False,
 ) -> None:
     """Let devices learn normal running anew, from the next minutes: the line must be well meanwhile.
@@ -130,17 +106,38 @@ def commission(
 
     Example: lineside deploy commission --config plant/plant.toml --device edge-1 --keep
     """
-    plant, _ = _open(config_file)
-    with _operator(plant, config_file) as operator:
-        outcomes = operator.ask(_chosen(plant, device), "commission", {"keep": "yes"} if keep else {}, wait_s)
-    _tell({"devices": outcomes}, as_json, _lines(outcomes, "commissioning"))
+    desk = sit(config_file)
+    with desk.operator() as operator:
+        outcomes = operator.ask(desk.chosen(device), "commission", {"keep": "yes"} if keep else {}, wait_s)
+    tell({"devices": outcomes}, as_json, outcomes_told(outcomes, "commissioning"))
     check(outcomes, "commission", "see `lineside deploy devices`, then ask again")
+
+
+@app.command()
+def record(
+    switch: Annotated[Literal["on", "off"], typer.Argument(help="Whether devices record everything.")],
+    config_file: PlantFile = PLANT,
+    device: Devices = None,
+    wait_s: WaitS = 30.0,
+    as_json: AsJson = False,
+) -> None:
+    """Let devices record all that they see and hear, on their own disks, or stop it; it holds over restarts.
+
+    Nothing of it is sent. A change of `record_all` in the device file rules again.
+
+    Example: lineside deploy record on --config plant/plant.toml --device edge-1
+    """
+    desk = sit(config_file)
+    with desk.operator() as operator:
+        outcomes = operator.ask(desk.chosen(device), "record", {"switch": switch}, wait_s)
+    tell({"devices": outcomes}, as_json, outcomes_told(outcomes, f"recording {switch}"))
+    check(outcomes, "record", "see `lineside deploy devices`, then ask again")
 
 
 @app.command()
 def state(
     name: Annotated[str, typer.Argument(help="One of [device] states, for example a product.")],
-    config_file: Plant = PLANT,
+    config_file: PlantFile = PLANT,
     device: Devices = None,
     as_json: AsJson = False,
 ) -> None:
@@ -148,84 +145,99 @@ def state(
 
     Example: lineside deploy state product-b --config plant/plant.toml --device edge-1
     """
-    plant, _ = _open(config_file)
-    chosen = _chosen(plant, device)
-    with _operator(plant, config_file) as operator:
+    desk = sit(config_file)
+    chosen = desk.chosen(device)
+    with desk.operator() as operator:
         operator.tell_state(chosen, name)
-    _tell({"state": name, "devices": chosen}, as_json, [f"{one}: {name}" for one in chosen])
+    tell({"state": name, "devices": chosen}, as_json, [f"{one}: {name}" for one in chosen])
 
 
 @app.command()
-def devices(config_file: Plant = PLANT, as_json: AsJson = False) -> None:
+def devices(config_file: PlantFile = PLANT, as_json: AsJson = False) -> None:
     """Each device of the line, as it tells of itself.
 
     Example: lineside deploy devices --config plant/plant.toml
     """
-    plant, _ = _open(config_file)
-    with _operator(plant, config_file) as operator:
-        rows = fleet.devices(plant.devices, operator.survey())
+    desk = sit(config_file)
+    with desk.operator() as operator:
+        rows = fleet.devices(desk.plant.devices, operator.survey())
     lines = [f"{row.device}  {row.status}  {row.station}  {'; '.join(row.problems)}".rstrip() for row in rows]
-    _tell(rows, as_json, lines)
+    tell(rows, as_json, lines)
 
 
 @app.command()
-def status(config_file: Plant = PLANT, as_json: AsJson = False) -> None:
-    """Versions by device and modality, beside what the repository points at.
+def status(config_file: PlantFile = PLANT, as_json: AsJson = False) -> None:
+    """Versions by device and modality, how far each is in a rollout, and whether that is signed by the device.
+
+    The first key that signs for a device is kept; what another one signs later is not believed.
 
     Example: lineside deploy status --config plant/plant.toml --json
     """
-    _show_versions(config_file, as_json, "")
+    desk = sit(config_file)
+    with desk.operator() as operator:
+        reports = operator.survey()
+    rows = fleet.versions(desk.plant.devices, desk.plant.modalities, reports, desk.repository.pointed(), desk.pins)
+    tell(rows, as_json, [row.line for row in rows])
 
 
 @app.command()
-def refresh(config_file: Plant = PLANT, as_json: AsJson = False) -> None:
-    """Sign snapshot and timestamp anew before they expire (daily, by timer), and what else ends soon.
+def pointers(config_file: PlantFile = PLANT, as_json: AsJson = False) -> None:
+    """What each modality points at, ran before and is on its way to, from the repository alone: no device is asked.
+
+    Example: lineside deploy pointers --config plant/plant.toml --json
+    """
+    repo = sit(config_file).repository
+    found = {modality: pointer for modality in repo.roles.modalities() if (pointer := repo.pointer(modality))}
+    tell(found, as_json, [f"{modality} points at {pointer.version}" for modality, pointer in found.items()])
+
+
+@app.command()
+def refresh(config_file: PlantFile = PLANT, as_json: AsJson = False) -> None:
+    """Sign snapshot and timestamp anew before they expire (daily, by timer), and what else is past half of its time.
+
+    What stays past it waits for its keys: a warning; near its end an alarm, with exit code 5.
 
     Example: lineside deploy refresh --config plant/plant.toml
     """
-    _, repo = _open(config_file)
-    days = repo.refresh()
-    _tell(days, as_json, [f"{role} holds {left:.0f} days" for role, left in days.items()])
+    holds = sit(config_file).repository.refresh()
+    lines = [f"{role} holds {one.days:.0f} of {one.of_days} days: {one.level}" for role, one in holds.items()]
+    tell(holds, as_json, lines)
+    if late := [role for role, hold in holds.items() if hold.level == "alarm"]:
+        mend = f"bring the keys of {', '.join(late)} and run this again: devices take no update after that"
+        raise ReleaseError("expiry", late[0], f"ends in {holds[late[0]].days:.0f} days", mend)
 
 
-def _open(config_file: Path) -> tuple[PlantConfig, repository.Repository]:
-    plant = config.load(config_file, PlantConfig)
-    return plant, repository.of(plant, config_file.parent, SystemClock())
+@app.command()
+def rotate(
+    role: Annotated[str, typer.Option(help="root, targets, snapshot, timestamp, or a modality.")],
+    config_file: PlantFile = PLANT,
+    as_json: AsJson = False,
+) -> None:
+    """Give a role new keys; the old ones count no more. Devices follow by themselves, whatever they slept through.
 
+    For a key that was stolen or lost, and for a repository of one root key that is to have several. It needs the
+    threshold of root's keys; for a modality the targets key. snapshot and timestamp are replaced together. Of a stolen
+    modality key, look first at what `lineside deploy status` says is pointed at.
 
-def _operator(plant: PlantConfig, config_file: Path) -> Operator:
-    return Operator(plant.connection("operator"), config_file.parent, plant.site, SystemClock())
-
-
-def _chosen(plant: PlantConfig, asked: Sequence[str] | None) -> list[str]:
-    if unknown := [device for device in asked or () if device not in plant.devices]:
-        raise ConfigError(unknown[0], "is no device of this plant", f"known are {', '.join(plant.devices)}")
-    return list(asked or plant.devices)
-
-
-def _show_versions(config_file: Path, as_json: bool, modality: str) -> None:
-    plant, repo = _open(config_file)
-    with _operator(plant, config_file) as operator:
-        reports = operator.survey()
-    rows = fleet.versions(plant.devices, (modality,) if modality else plant.modalities, reports, repo.pointed())
+    Example: lineside deploy rotate --config plant/plant.toml --role timestamp
+    """
+    repo = sit(config_file).repository
+    rotated = repo.rotate(role)
+    begin.hand_out(repo, config_file.parent)
+    changed = f"{', '.join(rotated.roles)}: {len(rotated.revoked)} keys count no more"
     lines = [
-        f"{row.device}  {row.modality}  runs {row.running or '-'} (before: {row.previous or '-'}), "
-        f"pointed {row.pointed or '-'}: {row.state}"
-        for row in rows
+        f"{changed}, root is version {rotated.root_version}",
+        *(f"new key {file}" for file in rotated.files),
+        "destroy other copies of the old keys; new devices begin with the root.json that is here now",
     ]
-    _tell(rows, as_json, lines)
+    tell(rotated, as_json, lines)
 
 
-def _lines(outcomes: Sequence[Outcome], what: str) -> list[str]:
-    return [f"{one.device}  {what}: {one.status}{f' ({one.reason})' if one.reason else ''}" for one in outcomes]
-
-
-def _tell(value: object, as_json: bool, lines: Sequence[str]) -> None:
-    if as_json:
-        typer.echo(msgspec.json.encode(value).decode())
-        return
-    for line in lines:
-        typer.echo(line)
+def _published(one: Published) -> str:
+    if one.pointed:
+        return f"{one.modality}-{one.version} published; {one.modality} points at it"
+    begin = f"lineside deploy rollout start --modality {one.modality}"
+    return f"{one.modality}-{one.version} published; begin with `{begin}`"
 
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+from tuf.api.metadata import Role
 
-from deploy import credentials, repository
-from deploy.roles import OFFLINE
+from deploy import certificates, checklist, credentials, keys, repository
+from deploy.repository import Repository
 from lineside import config
 from lineside.clock import Clock
 from lineside.errors import ConfigError
@@ -17,6 +18,11 @@ from lineside.plant import PlantConfig
 
 NAME = "plant.toml"
 ROOT = "root.json"
+TLS_FILES = f"""\
+cert_file = "{certificates.FOLDER}/server.crt"
+key_file = "{certificates.FOLDER}/server.key"
+ca_file = "{certificates.FOLDER}/ca.crt"
+"""
 
 
 @dataclass(frozen=True)
@@ -29,10 +35,21 @@ class Asked:
     mqtt_port: int
     hub_port: int
     demo: bool
+    listen: str = "127.0.0.1"
+    host: str = ""
+    tls: bool = False
 
 
-def begin(folder: Path, asked: Asked, clock: Clock) -> list[str]:
-    """Make what is missing, keep what is there; gives the lines to tell.
+@dataclass(frozen=True)
+class Begun:
+    """What was done, in lines, and who keeps which file from now on."""
+
+    told: list[str]
+    keep: list[checklist.Row]
+
+
+def begin(folder: Path, asked: Asked, clock: Clock) -> Begun:
+    """Make what is missing, keep what is there.
 
     Raises ConfigError when there is no plant file and no site or device is given, or when a given one is not in the
     plant file that is there.
@@ -41,9 +58,28 @@ def begin(folder: Path, asked: Asked, clock: Clock) -> list[str]:
     plant = _kept(path, asked) if path.exists() else _write(path, asked)
     repo = repository.of(plant, folder, clock)
     added = repo.init(plant.modalities)
-    write_atomic(folder / ROOT, (repo.roles.folder / "metadata" / "1.root.json").read_bytes())
+    hand_out(repo, folder)
     credentials.create(plant, folder)
-    return _lines(folder, plant, added)
+    if asked.tls:
+        certificates.create(folder / certificates.FOLDER, plant.site, (plant.broker.name,), clock)
+    for private in (plant.keys, plant.secrets):
+        (folder / private).chmod(0o700)
+    root = repo.roles.read("root").signed.roles["root"]
+    names = [path.name for path in keys.files(folder / plant.keys, "root")]
+    names = names or [f"root-{number + 1}.pem" for number in range(len(root.keyids))]
+    keep = checklist.rows(plant, names, root.threshold)
+    return Begun(_lines(folder, plant, added, keep) + _advice(plant, root, asked.tls), keep)
+
+
+def hand_out(repo: Repository, folder: Path) -> None:
+    """Put the newest root where it is copied to devices from: one that begins with it trusts no key before it.
+
+    It is followed from the one that is there, as a device would: another may stand in the web server's folder.
+    """
+    path = folder / ROOT
+    if not path.exists():
+        write_atomic(path, (repo.roles.folder / "metadata" / "1.root.json").read_bytes())
+    write_atomic(path, repo.roles.newest_root(path.read_bytes()))
 
 
 def toml(asked: Asked) -> str:
@@ -56,7 +92,9 @@ modalities = {text["modalities"]}
 
 [broker]
 port = {text["mqtt_port"]}
-
+listen = {text["listen"]}
+host = {text["host"]}
+{TLS_FILES if asked.tls else ""}
 [hub]
 port = {text["hub_port"]}
 demo = {text["demo"]}
@@ -81,15 +119,27 @@ def _kept(path: Path, asked: Asked) -> PlantConfig:
     return plant
 
 
-def _lines(folder: Path, plant: PlantConfig, added: tuple[str, ...]) -> list[str]:
-    keys = folder / plant.keys
+def _lines(folder: Path, plant: PlantConfig, added: tuple[str, ...], keep: list[checklist.Row]) -> list[str]:
     return [
         f"{folder / NAME}: site {plant.site}, modalities {', '.join(plant.modalities)}",
         f"repository {folder / plant.repository}: new roles {', '.join(added) or 'none, all keys kept'}",
-        f"keep offline: {', '.join(str(keys / f'{role}.pem') for role in OFFLINE)} "
-        "(needed again to add a modality, and once a year)",
+        f"keep offline: {', '.join(str(folder / row.path) for row in keep if row.place.startswith('offline'))}",
         *(
             f"{device}: copy {folder / ROOT} and {credentials.path(plant, folder, device)} to it"
             for device in plant.devices
         ),
+        f"access list: `lineside hub run` writes it from {NAME}, each device in its own subtree",
     ]
+
+
+def _advice(plant: PlantConfig, root: Role, tls: bool) -> list[str]:
+    """What the plant has otherwise than the plant file says."""
+    told = (len(root.keyids), root.threshold)
+    asked = (plant.trust.root_keys, plant.trust.root_threshold)
+    advice = []
+    if told != asked:
+        has, wanted = (f"{threshold} of {number} keys" for number, threshold in (told, asked))
+        advice.append(f"root is signed by {has}, [trust] says {wanted}: run `lineside deploy rotate --role root`")
+    if tls and not plant.broker.cert_file:
+        advice.append(f"the broker has no TLS yet: put {', '.join(TLS_FILES.splitlines())} into [broker]")
+    return advice
