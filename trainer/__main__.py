@@ -121,6 +121,75 @@ def features(
 
 
 @app.command()
+def nightly(
+    config: Annotated[Path, typer.Option("--config", help="The file of the loop.")] = Path("nightly.toml"),
+    again: Annotated[bool, typer.Option("--again", help="Take up the last night that ended with an error.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Learn from what is new: find it, train, certify, export, release, report. What was cut goes on where it was.
+
+    Exit 6 when a gate failed, else that of the command that ended the night; 0 too where there was nothing to do.
+
+    Example: lineside train nightly --config nightly.toml
+    """
+    from lineside import config as toml
+    from trainer.children import call
+    from trainer.desk import Desk
+    from trainer.night_plan import NightPlan
+    from trainer.night_report import headline, report
+    from trainer.nightly import run
+
+    desk = Desk(toml.load(config, NightPlan), config.resolve().parent, call, SystemClock(), _journal)
+    night = run(desk, report, again)
+    about: dict[str, Any] = {"night": night.name, "outcome": night.outcome or "open", "stage": night.version}
+    written = desk.folder / "reports" / f"{night.name}.md"
+    _say(as_json, {**about, "said": headline(night), "report": str(written), "modalities": night.modalities})
+    if night.code:
+        raise SystemExit(night.code if night.code > 0 else 1)
+
+
+@app.command()
+def install(
+    config: Annotated[Path | None, typer.Option("--config", help="The file of the loop.")] = None,
+    root: Annotated[Path, typer.Option(help="Prepare the image under this folder; nothing is started.")] = Path("/"),
+    executable: Annotated[str, typer.Option(help="The `lineside` that the service runs (default: this one).")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what was edited.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Take service and timer away; stages stay.")] = False,
+    purge: Annotated[bool, typer.Option("--purge", help="With --remove: stages and reports go too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run the nightly loop by a timer: user, units, the loop's file and its plan.
+
+    Example: sudo /opt/lineside/bin/lineside train install --config nightly.toml
+
+    Example: sudo /opt/lineside/bin/lineside train install --remove
+    """
+    from lineside import config as toml
+    from lineside.parts import TRAIN, Own, Put
+    from lineside.placing import Asked, carry_out
+    from lineside.plant import PlantConfig
+    from trainer.install import wanted
+    from trainer.night_plan import NightPlan
+
+    if remove == (config is not None) or (purge and not remove):
+        raise typer.BadParameter("give either --config or --remove; --purge goes with --remove")
+
+    def here(executable: str, systemd: int) -> tuple[list[Put], list[Own]]:
+        assert config is not None
+        plan = toml.load(config, NightPlan)
+        broker = toml.load(root / plan.plant.lstrip("/"), PlantConfig).broker.listen if plan.plant else ""
+        return wanted(plan, config.resolve(), broker, executable, systemd)
+
+    changes = carry_out(TRAIN, None if remove else here, Asked(root, executable, dry_run, force, purge))
+    print(msgspec.json.encode(changes).decode() if as_json else "\n".join(changes.told) or "all is as it should be")
+
+
+def _journal(line: str) -> None:
+    print(f"lineside: {line}", file=sys.stderr, flush=True)
+
+
+@app.command()
 def attach(
     plan: Annotated[Path, typer.Argument(metavar="PLAN.toml", help="The plan of the attachment.")],
     as_json: Json = False,

@@ -68,7 +68,7 @@ def trial(
 def _faulty(stage: Stage, recording: Path | None, progress: Progress) -> Dataset | None:
     if recording is None:
         return None
-    labels = [label for label in Recording(recording).labels() if label.fault]
+    labels = [label for label in Recording(recording).labels() if label.fault and label.confirmed]
     every = _read(stage, RecordingPart(str(recording)), progress, faults=True)
     names = named(labels, every.start_ns + every.length_ns // 2, faults=True)
     rows = np.flatnonzero([bool(name) for name in names])
