@@ -62,7 +62,7 @@ def program(name: str, path: str | None = None) -> str:
 class Broker:
     """One supervised mosquitto: a child that dies is started again, with back-off, until `stop`.
 
-    One process at a time may own the state folder: hold `hub.lock.only_one`.
+    One process at a time may own the state folder: hold `lineside.lock.only_one`.
     """
 
     def __init__(self, plant: PlantConfig, base: Path, clock: Clock) -> None:

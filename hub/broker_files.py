@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from hub import home_assistant
 from lineside import topics
 from lineside.errors import ConfigError
-from lineside.plant import ROLES, PlantConfig
+from lineside.plant import HOME_ASSISTANT, ROLES, PlantConfig
 
 AUTOSAVE_S = 15
-MAX_INFLIGHT = 100
+MAX_INFLIGHT = 1000  # messages on their way to one client; its MQTT 5 receive maximum may ask for fewer
 MAX_QUEUED_BYTES = 64 * 1024 * 1024
 
 
@@ -53,13 +54,18 @@ def conf_text(plant: PlantConfig, base: Path, folder: Path, system_user: str) ->
 
 
 def acl_text(plant: PlantConfig) -> str:
-    """The access list: exactly the rows of the topic table, a device only in its own subtree.
+    """The access list: exactly the rows of the topic table, a device only in its own subtree, and Home Assistant's.
+
+    The hub keeps its own rows of those when it announces nothing: it takes away what it announced before.
 
     >>> print(acl_text(PlantConfig(site="line1", devices=["press-3"])).split("user press-3")[1].splitlines()[1])
     topic write lineside/v1/line1/press-3/embedding
     """
-    sections = [_section(role, topics.rules(role, plant.site)) for role in ROLES]
+    told = home_assistant.rules(plant.site)
+    sections = [_section(role, [*topics.rules(role, plant.site), *told.get(role, [])]) for role in ROLES]
     sections += [_section(device, topics.rules("device", plant.site, device)) for device in plant.devices]
+    if plant.hub.home_assistant:
+        sections.append(_section(HOME_ASSISTANT, told[HOME_ASSISTANT]))
     return "\n".join(sections)
 
 

@@ -7,30 +7,34 @@ device keeps it and sends it again.
 from __future__ import annotations
 
 import logging
-import queue
 import secrets
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import paho.mqtt.client as paho
 from sqlalchemy.exc import SQLAlchemyError
 
 from hub import tables
-from lineside import mqtt, ranges, topics, wire
+from hub.fair import FairQueue
+from hub.packets import Publish
+from hub.subscriber import Subscriber
+from hub.trouble import trouble
+from lineside import ranges, topics, wire
 from lineside.clock import NS, Clock
 from lineside.errors import WireError
 from lineside.messages import Ack
 from lineside.mqtt import BrokerConfig
 
 LOG = logging.getLogger("hub.ingest")
-BATCH_ROWS, BATCH_S = 500, 0.2
+BATCH_ROWS, BATCH_S = 1000, 0.02
 QUEUE_ROWS = 10_000
+LOOK_S = 0.2
 COMPLAIN_NS = 60 * NS
 RETRY_S = 1.0
+AHEAD_NS = 60 * NS
 
 
 class Keeper(Protocol):
@@ -41,14 +45,22 @@ class Keeper(Protocol):
 
 @dataclass
 class Counts:
-    """What has come in since the hub started; every number is written by one thread only."""
+    """What has come in since the hub started; every number is written by one thread only.
+
+    `refused` were no messages of ours, `queue_full` came from a device that floods a full queue (hub.fair), `ahead`
+    were stored though their device's clock runs more than a minute ahead. Of `commit_failed`, `database_locked` and
+    `database_full` say why.
+    """
 
     received: int = 0
     refused: int = 0
     queue_full: int = 0
+    ahead: int = 0
     stored: int = 0
     duplicates: int = 0
     commit_failed: int = 0
+    database_locked: int = 0
+    database_full: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,26 +72,39 @@ class Presence:
 
 
 class Ingest:
-    """Listens for one site and keeps what it hears; `start` never waits for the broker, which may come later."""
+    """Listens for one site and keeps what it hears; `start` never waits for the broker, which may come later.
+
+    With `shared` it takes its part of what all hubs of the site take together; a store that they share must serve
+    several writers.
+    """
 
     def __init__(
-        self, site: str, broker: BrokerConfig, base: Path, keeper: Keeper, *, clock: Clock, queue_rows: int = QUEUE_ROWS
+        self,
+        site: str,
+        broker: BrokerConfig,
+        base: Path,
+        keeper: Keeper,
+        *,
+        clock: Clock,
+        queue_rows: int = QUEUE_ROWS,
+        shared: bool = False,
     ) -> None:
         self.counts = Counts()
+        self.turned_away: Counter[str] = Counter()
         self.presence: dict[str, Presence] = {}
-        self._site, self._broker, self._keeper, self._clock = site, broker, keeper, clock
-        self._queue: queue.Queue[tables.Row] = queue.Queue(queue_rows)
+        self._site, self._keeper, self._clock = site, keeper, clock
+        self._queue: FairQueue[tables.Row] = FairQueue(queue_rows)
         self._stopping = threading.Event()
-        self._complained_ns = -COMPLAIN_NS
-        self._client = mqtt.client(broker, f"hub-{site}-{secrets.token_hex(3)}", base)
-        self._client.on_connect = self._on_connect
-        self._client.on_message = self._on_message
+        self._complained_ns: dict[str, int] = {}
+        self._places: dict[bytes, tuple[str, str]] = {}
+        client = f"hub-{site}-{secrets.token_hex(3)}"
+        self._subscriber = Subscriber(broker, base, client, filters(site, shared), self.take, clock)
         self._writer = threading.Thread(target=self._write, name="ingest", daemon=True)
 
     @property
     def connected(self) -> bool:
-        """Whether the broker hears us now."""
-        return self._client.is_connected()
+        """Whether the broker hears us now, and has taken our subscriptions."""
+        return self._subscriber.connected
 
     @property
     def alive(self) -> bool:
@@ -89,50 +114,76 @@ class Ingest:
     @property
     def waiting(self) -> int:
         """Messages that have come in and are not committed yet."""
-        return self._queue.qsize()
+        return len(self._queue)
 
     def start(self) -> None:
         """Connect in the background and begin to write."""
         self._writer.start()
-        mqtt.connect(self._client, self._broker, wait=False)
+        self._subscriber.start()
 
     def stop(self) -> None:
         """Commit and acknowledge what is queued, then leave. May be called twice."""
         self._stopping.set()
         if self._writer.is_alive():
             self._writer.join()
-        self._client.disconnect()
-        self._client.loop_stop()
+        self._subscriber.stop()
 
-    def _on_connect(self, client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
-        if reason.is_failure:
-            LOG.error("the broker refuses the hub: %s", reason)
-            return
-        # Subscriptions die with the session, so they are made at every connection.
-        wanted = [kind for kind, topic in topics.TOPICS.items() if topic.stored or kind == "status"]
-        client.subscribe([(topics.everything(self._site, "+", kind), 1) for kind in wanted])
+    def take(self, messages: Sequence[Publish]) -> int:
+        """Queue messages until one must wait; how many were taken. What is taken after `stop` would not be stored."""
+        if self._stopping.is_set():
+            return 0
+        now_ns = self._clock.now_ns()
+        for index, message in enumerate(messages):
+            try:
+                if not self._taken(message, now_ns):
+                    return index
+            except WireError as error:
+                self.counts.received += 1
+                self.counts.refused += 1
+                self._complain("refused", f"{message.topic.decode(errors='replace')}: {error}", now_ns)
+        return len(messages)
 
-    def _on_message(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
-        now_ns, payload = self._clock.now_ns(), bytes(message.payload)
-        try:
-            _, device, kind, _ = topics.parse(message.topic)
-            if kind == "status":
-                self._note_status(device, payload, now_ns)
-                return
-            self.counts.received += 1
-            self._queue.put_nowait(self._row(device, kind, payload, now_ns))
-        except WireError as error:
-            self.counts.refused += 1
-            self._complain(f"{message.topic}: {error}", now_ns)
-        except queue.Full:
-            self.counts.queue_full += 1
-            self._complain(f"{self._queue.maxsize} messages wait for the store; devices will send again", now_ns)
+    def _taken(self, message: Publish, now_ns: int) -> bool:
+        """False when the message must wait. Raises WireError for one that is no message of ours."""
+        device, kind = self._places.get(message.topic) or self._place(message.topic)
+        if kind == "status":
+            self._note_status(device, message.payload, now_ns)
+            return True
+        answer = self._queue.answer(device)
+        if answer == "wait":
+            return False
+        if answer == "away":
+            self._turn_away(device, now_ns)
+        else:
+            self._queue.put(device, self._row(device, kind, message.payload, now_ns))
+        self.counts.received += 1
+        return True
+
+    def _place(self, topic: bytes) -> tuple[str, str]:
+        """Device and kind of a topic; remembered, for a line has few of them and each message would be parsed anew."""
+        _, device, kind, _ = topics.parse(topic.decode(errors="replace"))
+        if len(self._places) < QUEUE_ROWS:
+            self._places[topic] = device, kind
+        return device, kind
+
+    def _turn_away(self, device: str, now_ns: int) -> None:
+        self.counts.queue_full += 1
+        self.turned_away[device] += 1
+        told = f"{self._queue.places} messages wait for the store, {device} floods it and will have to send again"
+        self._complain("queue full", told, now_ns)
 
     def _row(self, device: str, kind: str, payload: bytes, now_ns: int) -> tables.Row:
         message = wire.decode(kind, payload)
         if message.device != device:
             raise WireError(kind, f"message of {message.device!r} on the topic of {device!r}", "mend the device's id")
-        return tables.row(kind, message, payload, now_ns)
+        row = tables.row(kind, message, payload, now_ns)
+        if row.time_ns > now_ns + AHEAD_NS:
+            self.counts.ahead += 1
+            seconds = (row.time_ns - now_ns) // NS
+            self._complain(
+                f"ahead {device}", f"the clock of {device} is {seconds} s ahead of the hub's; set it", now_ns
+            )
+        return row
 
     def _note_status(self, device: str, payload: bytes, now_ns: int) -> None:
         word = payload.decode(errors="replace")
@@ -141,34 +192,26 @@ class Ingest:
         if device not in self.presence or self.presence[device].word != word:
             self.presence[device] = Presence(word, now_ns)
 
-    def _complain(self, text: str, now_ns: int) -> None:
-        """At most once a minute: a babbling device must not fill the disk with log."""
-        if now_ns - self._complained_ns >= COMPLAIN_NS:
-            self._complained_ns = now_ns
+    def _complain(self, about: str, text: str, now_ns: int) -> None:
+        """At most once a minute about one thing: a babbling device must not fill the disk with log."""
+        if now_ns - self._complained_ns.get(about, -COMPLAIN_NS) >= COMPLAIN_NS:
+            self._complained_ns[about] = now_ns
             LOG.warning("%s (refused so far: %d, queue full: %d)", text, self.counts.refused, self.counts.queue_full)
 
     def _write(self) -> None:
-        while not (self._stopping.is_set() and self._queue.empty()):
-            if batch := self._batch():
+        while not (self._stopping.is_set() and not len(self._queue)):
+            if batch := self._queue.take(BATCH_ROWS, LOOK_S, BATCH_S):
                 self._commit(batch)
-
-    def _batch(self) -> list[tables.Row]:
-        """Up to 500 rows, or what came within 0.2 s after the first one."""
-        batch: list[tables.Row] = []
-        deadline_ns = self._clock.now_ns() + round(BATCH_S * NS)
-        while len(batch) < BATCH_ROWS and (left_ns := deadline_ns - self._clock.now_ns()) > 0:
-            try:
-                batch.append(self._queue.get(timeout=left_ns / NS))
-            except queue.Empty:
-                break
-        return batch
 
     def _commit(self, batch: list[tables.Row]) -> None:
         try:
             new = self._keeper.add(batch)
         except SQLAlchemyError as error:
+            why = trouble(error)
             self.counts.commit_failed += len(batch)
-            LOG.error("%d messages not committed, devices will send them again: %s", len(batch), error)
+            self.counts.database_locked += len(batch) * (why == "locked")
+            self.counts.database_full += len(batch) * (why == "full")
+            LOG.error("%d messages not committed (%s), devices will send them again: %s", len(batch), why, error)
             self._stopping.wait(RETRY_S)
             return
         self.counts.stored += new
@@ -180,6 +223,20 @@ class Ingest:
         for row in batch:
             device, epoch, seq = row.place
             numbers[device, epoch].append(seq)
-        for (device, epoch), seqs in numbers.items():
-            ack = Ack(device=device, epoch=epoch, ranges=ranges.merge((seq, seq) for seq in seqs))
-            self._client.publish(topics.name(self._site, device, "ack"), wire.encode(ack), qos=1)
+        acks = [
+            Ack(device=device, epoch=epoch, ranges=ranges.merge((seq, seq) for seq in seqs))
+            for (device, epoch), seqs in numbers.items()
+        ]
+        self._subscriber.publish(
+            [(topics.name(self._site, ack.device, "ack").encode(), wire.encode(ack)) for ack in acks]
+        )
+
+
+def filters(site: str, shared: bool) -> list[str]:
+    """What a hub subscribes to. A shared subscription gives no retained messages, so a device's status is never shared.
+
+    >>> filters("line1", shared=True)[-2:]
+    ['$share/hub/lineside/v1/line1/+/tombstone', 'lineside/v1/line1/+/status']
+    """
+    stored = [topics.everything(site, "+", kind) for kind, topic in topics.TOPICS.items() if topic.stored]
+    return [f"$share/hub/{each}" if shared else each for each in stored] + [topics.everything(site, "+", "status")]

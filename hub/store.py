@@ -10,12 +10,26 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from hub.tables import ACKNOWLEDGEMENTS, ALARMS, EMBEDDINGS, HEALTH, KEPT, METADATA, SCORES, TOMBSTONES, Row
+from hub import migrations, minute_rows, numbers
+from hub.minutes import Minute
+from hub.tables import (
+    ACKNOWLEDGEMENTS,
+    ALARMS,
+    EMBEDDINGS,
+    HEALTH,
+    KEPT,
+    MANIFESTS,
+    OPEN_ALARMS,
+    SCORES,
+    TOTALS,
+    Row,
+)
 from lineside import ranges, wire
 from lineside.errors import ConfigError
-from lineside.messages import Alarm, Health, Score
+from lineside.messages import Alarm, Health, Manifest, Score
 
 INSERTS: dict[str, Callable[[sa.Table], Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+COUNTED = (*(kept.table for kept in KEPT.values()), ACKNOWLEDGEMENTS)
 DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 # WAL lets the dashboard read while ingest writes; FULL makes a commit survive a power cut, for an acknowledged
 # message is forgotten by its device.
@@ -49,17 +63,33 @@ class Store:
 
     def __init__(self, url: sa.URL) -> None:
         self._engine = sa.create_engine(url)
-        self._counting = self._engine.execution_options(preserve_rowcount=True)
+        self._writing = self._engine.execution_options(preserve_rowcount=True, writes=True)
         self._insert = INSERTS[self._engine.dialect.name]
-        self.alarm_version = 0
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _prepare_sqlite)
+            sa.event.listen(self._engine, "begin", _begin_sqlite)
+        place = url.render_as_string(hide_password=True)
         try:
-            METADATA.create_all(self._engine)
+            with self._writing.begin() as connection:
+                numbers.lock(connection, shared=False)
+                migrations.upgrade(connection, place)
+        except ConfigError:
+            self.close()
+            raise
         except sa.exc.SQLAlchemyError as error:
-            place = url.render_as_string(hide_password=True)
+            self.close()
             reason = str(getattr(error, "orig", error)).strip().splitlines()[0]
             raise ConfigError("hub.database", f"{place} cannot be opened ({reason})", "mend the URL") from error
+
+    @property
+    def engine(self) -> sa.Engine:
+        """For the rooms of the hub that have tables of their own in this database."""
+        return self._engine
+
+    @property
+    def shared(self) -> bool:
+        """Whether several hubs may write to it at a time."""
+        return self._engine.dialect.name == "postgresql"
 
     def close(self) -> None:
         """Let go of every connection."""
@@ -68,37 +98,82 @@ class Store:
     def add(self, rows: Sequence[Row]) -> int:
         """Commit all rows in one transaction, or none; gives how many were new. Raises SQLAlchemyError."""
         by_kind: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for row in rows:
-            by_kind[row.kind].append(row.values)
-        new = 0
-        with self._counting.begin() as connection:
-            for kind, values in by_kind.items():
-                new += connection.execute(self._insert(KEPT[kind].table).on_conflict_do_nothing(), values).rowcount
-        self.alarm_version += "alarm" in by_kind
-        return new
+        with self._writing.begin() as connection:
+            numbers.lock(connection, shared=True)
+            for row in numbers.unretired(connection, rows):
+                by_kind[row.kind].append(row.values)
+            new = {kind: self._add(connection, KEPT[kind].table, values) for kind, values in by_kind.items()}
+            if "alarm" in by_kind:
+                keys = [{"device": value["device"], "key": value["key"]} for value in by_kind["alarm"]]
+                connection.execute(self._insert(OPEN_ALARMS).on_conflict_do_nothing(), keys)
+                _close(connection, keys)
+        return sum(new.values())
 
     def acknowledge(self, device: str, key: str, who: str, time_ns: int) -> None:
         """Keep who saw an alarm first, and when; a second acknowledgement changes nothing."""
         row = {"device": device, "key": key, "who": who, "time_ns": time_ns}
-        with self._engine.begin() as connection:
-            connection.execute(self._insert(ACKNOWLEDGEMENTS).on_conflict_do_nothing(), [row])
-        self.alarm_version += 1
+        with self._writing.begin() as connection:
+            self._add(connection, ACKNOWLEDGEMENTS, [row])
+            _close(connection, [{"device": device, "key": key}])
 
-    def acknowledgements(self) -> dict[tuple[str, str], tuple[str, int]]:
-        """(device, alarm key) to (who, time_ns)."""
-        rows = self._all(sa.select(ACKNOWLEDGEMENTS))
-        return {(row.device, row.key): (row.who, row.time_ns) for row in rows}
+    def numberings(self, kind: str) -> list[tuple[str, int]]:
+        """(device, epoch) of everything that is kept of one kind, by leaps through the primary key."""
+        c = KEPT[kind].table.c
+        first = sa.select(c.device, c.epoch).order_by(c.device, c.epoch).limit(1)
+        found = [("", -1)]  # before all others
+        while rows := self._all(first.where(sa.tuple_(c.device, c.epoch) > found[-1])):
+            found.append((rows[0].device, rows[0].epoch))
+        return found[1:]
+
+    def retire(self, kind: str, device: str, epoch: int, before_ns: int, most: int) -> int:
+        """Keep no longer what came before `before_ns`, of the first `most` rows of a numbering; gives how many went.
+
+        Their numbers are no gaps and do not come in again; scores leave a row a minute. Alarms that are open stay.
+        """
+        table = KEPT[kind].table
+        own = sa.and_(table.c.device == device, table.c.epoch == epoch)
+        columns = [table.c.seq, table.c.received_ns, *([table.c.body] if kind == "score" else [])]
+        rows_ = sa.select(*columns).where(own, _settled(kind)).order_by(table.c.seq).limit(most)
+        with self._writing.begin() as connection:
+            numbers.lock(connection, shared=False)
+            old = [row for row in connection.execute(rows_) if row.received_ns < before_ns]
+            if not old:
+                return 0
+            numbers.settle(connection, self._insert, device, epoch, old[-1].seq)
+            if kind == "score":
+                minute_rows.keep(connection, self._insert, [wire.decode("score", row.body) for row in old])
+            seqs = [{"number": row.seq} for row in old]
+            connection.execute(sa.delete(table).where(own, table.c.seq == sa.bindparam("number")), seqs)
+            self._count(connection, table, removed=len(old))
+        return len(old)
+
+    def score_minutes(self, device: str, since_ns: int, until_ns: int) -> list[Minute]:
+        """What is left of scores that are kept no longer, of minutes that begin in since_ns <= t < until_ns."""
+        with self._engine.connect() as connection:
+            return minute_rows.read(connection, device, since_ns, until_ns)
+
+    @property
+    def alarm_version(self) -> int:
+        """Another number when any hub has stored an alarm, removed one or kept an acknowledgement."""
+        c = TOTALS.c
+        query = sa.select(c.added + c.removed).where(c.name.in_([ALARMS.name, ACKNOWLEDGEMENTS.name]))
+        return sum(row[0] for row in self._all(query))
+
+    def acknowledgements(self, since_ns: int = 0) -> dict[tuple[str, str], tuple[str, int]]:
+        """(device, alarm key) to (who, time_ns), of the alarms that `alarms` gives and those of `since_ns` or later."""
+        c = ACKNOWLEDGEMENTS.c
+        recent = sa.select(ACKNOWLEDGEMENTS).where(c.time_ns >= since_ns)
+        keys = _wanted(since_ns)
+        theirs = sa.select(ACKNOWLEDGEMENTS).join(keys, sa.and_(c.device == keys.c.device, c.key == keys.c.key))
+        return {(row.device, row.key): (row.who, row.time_ns) for row in self._all(recent.union(theirs))}
 
     def alarms(self, since_ns: int = 0) -> list[Alarm]:
         """All messages of every alarm that is not cleared, not acknowledged, or had a word at or after `since_ns`."""
-        key = sa.tuple_(ALARMS.c.device, ALARMS.c.key)
-        keys = sa.select(ALARMS.c.device, ALARMS.c.key)
-        cleared = keys.where(ALARMS.c.state == "cleared")
-        recent = keys.where(ALARMS.c.time_ns >= since_ns)
-        seen = sa.select(ACKNOWLEDGEMENTS.c.device, ACKNOWLEDGEMENTS.c.key)
-        wanted = sa.or_(key.in_(recent), key.not_in(cleared), key.not_in(seen))
-        query = sa.select(ALARMS.c.body).where(wanted).order_by(ALARMS.c.device, ALARMS.c.epoch, ALARMS.c.seq)
-        return [wire.decode("alarm", row.body) for row in self._all(query)]
+        c, keys = ALARMS.c, _wanted(since_ns)
+        query = sa.select(c.body).join(keys, sa.and_(c.device == keys.c.device, c.key == keys.c.key))
+        # Sorted here: for an order of its own key SQLite would walk through the whole table.
+        found: list[Alarm] = [wire.decode("alarm", row.body) for row in self._all(query)]
+        return sorted(found, key=lambda alarm: (alarm.device, alarm.epoch, alarm.seq))
 
     def scores(self, device: str, since_ns: int = 0, limit: int = 1000) -> list[Score]:
         """The newest `limit` scores of moments that begin at or after `since_ns`, oldest first."""
@@ -124,6 +199,19 @@ class Store:
                 found[device] = wire.decode("health", rows[0].body)
         return found
 
+    def manifests(self, device: str, at_ns: int) -> list[Manifest]:
+        """A device's last word on its encoders at or before `at_ns`, and its first one after; either may be missing."""
+        c = MANIFESTS.c
+        query = sa.select(c.body).where(c.device == device)
+        before = query.where(c.time_ns <= at_ns).order_by(c.time_ns.desc(), c.epoch.desc(), c.seq.desc()).limit(1)
+        after = query.where(c.time_ns > at_ns).order_by(c.time_ns, c.epoch, c.seq).limit(1)
+        return [wire.decode("manifest", row.body) for each in (before, after) for row in self._all(each)]
+
+    def alarm(self, key: str) -> Alarm | None:
+        """The first word of the alarm with that key; None when it never came."""
+        query = sa.select(ALARMS.c.body).where(ALARMS.c.key == key).order_by(ALARMS.c.epoch, ALARMS.c.seq).limit(1)
+        return next((wire.decode("alarm", row.body) for row in self._all(query)), None)
+
     def windows(self, device: str, modality: str, since_ns: int, until_ns: int) -> list[int]:
         """start_ns of every stored moment that has an embedding of `modality`, since_ns <= start_ns < until_ns."""
         c = EMBEDDINGS.c
@@ -135,31 +223,84 @@ class Store:
         return [row.start_ns for row in self._all(query.order_by(c.start_ns))]
 
     def counts(self) -> dict[str, int]:
-        """Rows of every table."""
-        tables = METADATA.sorted_tables
-        query = sa.select(*(sa.select(sa.func.count()).select_from(t).scalar_subquery().label(t.name) for t in tables))
-        return dict(self._all(query)[0]._mapping)
+        """Rows of every kind of message, and acknowledgements."""
+        found = {row.name: row.added - row.removed for row in self._all(sa.select(TOTALS))}
+        return {table.name: found.get(table.name, 0) for table in COUNTED}
 
     def gaps(self, device: str) -> dict[int, list[ranges.Range]]:
         """Per epoch the sequence numbers that never came and that no tombstone stands for; a numbering begins at 1."""
-        tables = [kept.table for kept in KEPT.values()]
-        have = sa.union_all(*(sa.select(t.c.epoch, t.c.seq).where(t.c.device == device) for t in tables)).subquery()
-        before = sa.func.lag(have.c.seq, 1, 0).over(partition_by=have.c.epoch, order_by=have.c.seq)
-        steps = sa.select(have.c.epoch, have.c.seq, before.label("before")).subquery()
-        missing: dict[int, list[ranges.Range]] = defaultdict(list)
-        for row in self._all(sa.select(steps).where(steps.c.seq > steps.c.before + 1)):
-            missing[row.epoch].append((row.before + 1, row.seq - 1))
-        dropped: dict[int, list[ranges.Range]] = defaultdict(list)
-        for row in self._all(sa.select(TOMBSTONES).where(TOMBSTONES.c.device == device)):
-            dropped[row.epoch] += wire.decode("tombstone", row.body).ranges
-        left = {epoch: ranges.subtract(lost, dropped[epoch]) for epoch, lost in sorted(missing.items())}
-        return {epoch: lost for epoch, lost in left.items() if lost}
+        with self._engine.connect() as connection:
+            return numbers.gaps(connection, device)
 
-    def _all(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
+    def plan(self, ask: Callable[[], object]) -> list[str]:
+        """The steps of SQLite's plans for all statements that `ask` makes this store run (EXPLAIN QUERY PLAN)."""
+        asked: list[tuple[str, Any]] = []
+
+        def note(_connection: Any, _cursor: Any, statement: str, values: Any, _context: Any, _many: bool) -> None:
+            asked.append((statement, values))
+
+        sa.event.listen(self._engine, "before_cursor_execute", note)
+        try:
+            ask()
+        finally:
+            sa.event.remove(self._engine, "before_cursor_execute", note)
+        with self._engine.connect() as connection:
+            explained = [
+                connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values)
+                for statement, values in asked
+                if not statement.startswith("BEGIN")
+            ]
+            return [row.detail for each in explained for row in each]
+
+    def _add(self, connection: sa.Connection, table: sa.Table, values: list[dict[str, Any]]) -> int:
+        """Insert what is not there yet; gives how many."""
+        new = connection.execute(self._insert(table).on_conflict_do_nothing(), values).rowcount
+        self._count(connection, table, added=new)
+        return new
+
+    def _count(self, connection: sa.Connection, table: sa.Table, added: int = 0, removed: int = 0) -> None:
+        made = self._insert(TOTALS).values(name=table.name, added=added, removed=removed)
+        sums = {name: TOTALS.c[name] + made.excluded[name] for name in ("added", "removed")}
+        connection.execute(made.on_conflict_do_update(index_elements=["name"], set_=sums))
+
+    def _all(self, query: sa.Executable) -> Sequence[sa.Row[Any]]:
         with self._engine.connect() as connection:
             return connection.execute(query).all()
 
 
+def _wanted(since_ns: int) -> sa.Subquery:
+    """Keys of the alarms that are open or had a word at or after `since_ns`."""
+    recent = sa.select(ALARMS.c.device, ALARMS.c.key).where(ALARMS.c.time_ns >= since_ns)
+    return sa.union(sa.select(OPEN_ALARMS.c.device, OPEN_ALARMS.c.key), recent).subquery("wanted")
+
+
+def _close(connection: sa.Connection, keys: list[dict[str, str]]) -> None:
+    """Take those of `keys` off the open alarms that are cleared and acknowledged."""
+    device: sa.BindParameter[str] = sa.bindparam("of")
+    key: sa.BindParameter[str] = sa.bindparam("named")
+    cleared = sa.exists().where(ALARMS.c.device == device, ALARMS.c.key == key, ALARMS.c.state == "cleared")
+    seen = sa.exists().where(ACKNOWLEDGEMENTS.c.device == device, ACKNOWLEDGEMENTS.c.key == key)
+    own = sa.and_(OPEN_ALARMS.c.device == device, OPEN_ALARMS.c.key == key)
+    bound = [{"of": each["device"], "named": each["key"]} for each in keys]
+    connection.execute(sa.delete(OPEN_ALARMS).where(own, cleared, seen), bound)
+
+
+def _settled(kind: str) -> sa.ColumnElement[bool]:
+    """Whether a row may go once it is old: an alarm that is open may not."""
+    if kind != "alarm":
+        return sa.true()
+    own = sa.and_(OPEN_ALARMS.c.device == ALARMS.c.device, OPEN_ALARMS.c.key == ALARMS.c.key)
+    return sa.not_(sa.exists().where(own))
+
+
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # the driver would begin its own transactions, and none before a DDL statement
     for pragma in PRAGMAS:
         connection.execute(pragma)
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    # IMMEDIATE, for a batch looks at the numbers before it writes, and a reader cannot become a writer once somebody
+    # else has written.
+    writes = connection.get_execution_options().get("writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -45,6 +45,7 @@ EMBEDDINGS = _stored("embeddings", _text("station"), _time("start_ns"), _text("m
 SCORES = _stored("scores", _text("station"), _time("start_ns"), Column("p_value", Float, nullable=False))
 ALARMS = _stored("alarms", _text("station"), _text("key"), _text("state"), _time("time_ns"))
 HEALTH = _stored("health", _text("station"), _time("time_ns"))
+MANIFESTS = _stored("manifests", _text("station"), _time("time_ns"))
 TOMBSTONES = _stored("tombstones", _time("time_ns"))
 ACKNOWLEDGEMENTS = Table(
     "acknowledgements",
@@ -54,10 +55,52 @@ ACKNOWLEDGEMENTS = Table(
     _text("who"),
     _time("time_ns"),
 )
+TOTALS = Table(
+    "totals",  # counting the rows themselves would read all of them
+    METADATA,
+    Column("name", String, primary_key=True),
+    Column("added", BigInteger, nullable=False),
+    Column("removed", BigInteger, nullable=False),
+)
+OPEN_ALARMS = Table(
+    "open_alarms",  # not cleared, or not acknowledged
+    METADATA,
+    Column("device", String, primary_key=True),
+    Column("key", String, primary_key=True),
+)
+RETIRED = Table(
+    "retired",  # numbers up to `upto` have come, but for those in `missing`; old ones may be kept no longer
+    METADATA,
+    Column("device", String, primary_key=True),
+    Column("epoch", BigInteger, primary_key=True, autoincrement=False),
+    Column("upto", BigInteger, nullable=False),
+)
+MISSING = Table(
+    "missing",
+    METADATA,
+    Column("device", String, primary_key=True),
+    Column("epoch", BigInteger, primary_key=True, autoincrement=False),
+    Column("first", BigInteger, primary_key=True, autoincrement=False),
+    Column("last", BigInteger, nullable=False),
+)
+SCORE_MINUTES = Table(
+    "score_minutes",  # what is left of scores that are kept no longer (hub.minutes)
+    METADATA,
+    Column("device", String, primary_key=True),
+    Column("start_ns", BigInteger, primary_key=True, autoincrement=False),
+    Column("station", String, primary_key=True),
+    Column("scores", BigInteger, nullable=False),
+    Column("p_value", Float, nullable=False),
+    Column("evidence", Float, nullable=False),
+    Column("contributions", LargeBinary, nullable=False),
+)
 Index("embeddings_by_time", EMBEDDINGS.c.device, EMBEDDINGS.c.start_ns)
 Index("scores_by_time", SCORES.c.device, SCORES.c.start_ns)
 Index("scores_by_arrival", SCORES.c.device, SCORES.c.received_ns)
+Index("manifests_by_time", MANIFESTS.c.device, MANIFESTS.c.time_ns)
 Index("alarms_by_key", ALARMS.c.device, ALARMS.c.key)
+Index("alarms_by_time", ALARMS.c.time_ns)
+Index("acknowledgements_by_time", ACKNOWLEDGEMENTS.c.time_ns)
 
 
 @dataclass(frozen=True)
@@ -75,6 +118,7 @@ KEPT: dict[str, Kept] = {
     "score": Kept(SCORES, lambda m: {"station": m.station, "start_ns": m.start_ns, "p_value": m.p_value}),
     "alarm": Kept(ALARMS, lambda m: {"station": m.station, "key": m.key, "state": m.state, "time_ns": m.time_ns}),
     "health": Kept(HEALTH, lambda m: {"station": m.station, "time_ns": m.time_ns}),
+    "manifest": Kept(MANIFESTS, lambda m: {"station": m.station, "time_ns": m.time_ns}),
     "tombstone": Kept(TOMBSTONES, lambda m: {"time_ns": m.time_ns}),
 }
 
@@ -90,6 +134,12 @@ class Row:
     def place(self) -> tuple[str, int, int]:
         """Device, epoch and sequence number."""
         return self.values["device"], self.values["epoch"], self.values["seq"]
+
+    @property
+    def time_ns(self) -> int:
+        """What the device's clock said: when the moment began, or when the message was made."""
+        told: int = self.values["time_ns"] if "time_ns" in self.values else self.values["start_ns"]
+        return told
 
 
 def row(kind: str, message: Any, payload: bytes, received_ns: int) -> Row:

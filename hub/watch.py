@@ -6,7 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from hub.alarms import Event
+from hub.groups import Group
 from hub.ingest import Presence
+from hub.rates import Rates
 from lineside.clock import NS
 from lineside.messages import Health, Score
 
@@ -32,6 +34,7 @@ WORDS: dict[str, Word] = {
     "waiting": Word("WAITING", "hourglass_top", "busy"),
     "learning": Word("LEARNING", "school", "busy"),
     "check": Word("CHECK", "visibility", "warn"),
+    "silenced": Word("SILENCED", "notifications_paused", "off"),
     "normal": Word("NORMAL", "check_circle", "good"),
 }
 SEVERITY = tuple(WORDS)
@@ -68,13 +71,20 @@ class Station:
 
 @dataclass(frozen=True)
 class Line:
-    """The whole page at one moment, worst station first; `ingest` are the hub's own numbers."""
+    """The whole page at one moment, worst station first; `ingest` are the hub's own numbers.
+
+    `groups` hold the same events by what they tell of, `rates` say how many alarms there are,
+    `notices` how many messages were sent (hub.messenger.Counts).
+    """
 
     now_ns: int
     broker: bool
     stations: tuple[Station, ...]
     events: tuple[Event, ...]
     ingest: dict[str, int] = field(default_factory=dict)
+    groups: tuple[Group, ...] = ()
+    rates: Rates | None = None
+    notices: dict[str, int] = field(default_factory=dict)
 
     def station(self, device: str) -> Station | None:
         """The tile of a device."""
@@ -112,7 +122,9 @@ def _word(presence: str, state: str, live: bool, events: Sequence[Event]) -> str
         return "offline"
     if not live:
         return AGENT_STATES.get(state, "stale")
-    active = {event.raised.kind for event in events if event.active}
-    if active:
-        return "alarm" if "anomaly" in active else "sensor"
-    return "check" if any(event.state == "CLEARED_UNACK" for event in events) else "normal"
+    calling = {event.raised.kind for event in events if event.calls}
+    if calling:
+        return "alarm" if "anomaly" in calling else "sensor"
+    if any(event.state == "CLEARED_UNACK" for event in events):
+        return "check"
+    return "silenced" if any(event.active for event in events) else "normal"

@@ -1,4 +1,7 @@
-"""The hub's read API (JSON) and the release repository's files."""
+"""What programs ask the hub: its health and metrics, its read API (hub.dashboard.v1), the release repository's files.
+
+The routes under /api that have no version are those of the demonstration.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,14 @@ import msgspec
 from fastapi import FastAPI, Query, Response
 from fastapi.staticfiles import StaticFiles
 
-from hub.alarms import Event, book
+from hub import metrics
+from hub.alarms import Event
+from hub.dashboard import v1
 from hub.line import Hub
+from hub.ran import look_up
 from hub.tables import INT64_MAX
 from hub.watch import Station
+from lineside.errors import LinesideError
 
 REPOSITORY_FOLDERS = ("metadata", "targets")
 
@@ -20,6 +27,8 @@ def mount(app: FastAPI, hub: Hub) -> None:
     """Add every route of the API; of the repository only what devices may read, whatever else lies in its folder."""
     _mount_state(app, hub)
     _mount_stored(app, hub)
+    metrics.mount(app, hub)
+    app.mount("/api/v1", v1.application(hub))
     for name in REPOSITORY_FOLDERS:
         folder = hub.repository / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -45,12 +54,13 @@ def _mount_state(app: FastAPI, hub: Hub) -> None:
             "devices": {station.device: _device(station) for station in line.stations},
             "counts": hub.store.counts(),
             "ingest": line.ingest,
+            "notices": line.notices,
         }
 
     @app.get("/api/alarms")
     def alarms(since_ns: int = Query(0, ge=0, le=INT64_MAX)) -> list[dict[str, Any]]:
         """Alarms that had a word at or after `since_ns`, and all that are open; most urgent first."""
-        return [_alarm(event) for event in book(hub.store.alarms(since_ns), hub.store.acknowledgements())]
+        return [_alarm(event) for event in hub.alarms(since_ns)]
 
 
 def _mount_stored(app: FastAPI, hub: Hub) -> None:
@@ -70,6 +80,18 @@ def _mount_stored(app: FastAPI, hub: Hub) -> None:
     ) -> list[int]:
         """start_ns of every stored embedding of a modality: what proves that no window was lost."""
         return hub.store.windows(device, modality, since_ns, until_ns)
+
+    @app.get("/api/ran")
+    def ran(
+        response: Response, device: str = "", at_ns: int = Query(0, ge=0, le=INT64_MAX), alarm: str = ""
+    ) -> dict[str, Any]:
+        """Which encoders a device ran at a moment or at an alarm's onset; 404 with the reason where that is unknown."""
+        try:
+            rows = look_up(hub.store, hub.pins.problem, device=device, at_ns=at_ns, alarm=alarm)
+        except LinesideError as error:
+            response.status_code = 404
+            return {"ran": [], "reason": str(error)}
+        return {"ran": [msgspec.to_builtins(row) for row in rows]}
 
     @app.get("/api/gaps")
     def gaps(device: str) -> dict[str, list[tuple[int, int]]]:
@@ -101,5 +123,9 @@ def _alarm(event: Event) -> dict[str, Any]:
         "cleared_ns": event.cleared_ns,
         "acknowledged_by": event.acknowledged_by,
         "acknowledged_ns": event.acknowledged_ns,
+        "raises": len(event.raises_ns),
+        "silenced_by": event.silence.who if event.silence else "",
+        "silenced_until_ns": event.silence.until_ns if event.silence else 0,
+        "inhibited": event.inhibited,
         "pictures": sorted(event.raised.pictures),
     }

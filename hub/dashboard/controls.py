@@ -1,4 +1,4 @@
-"""What the operator may ask of a device: take an encoder back, and in a demonstration inject a fault."""
+"""What people may do on the page: acknowledge an alarm, take an encoder back, and in a demonstration inject a fault."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from dataclasses import dataclass
 
 from nicegui import run, ui
 
+from hub.accounts import Who
+from hub.alarms import Event
+from hub.dashboard.gate import Visitor
 from hub.line import Hub
-from lineside.errors import BrokerError
+from lineside.clock import NS
+from lineside.errors import AccessError, BrokerError
 from lineside.messages import EncoderHealth
 
 FAULT_S = 20
@@ -32,23 +36,60 @@ FAULTS = (
 )
 
 
-async def ask(hub: Hub, device: str, op: str, args: dict[str, str]) -> None:
+def acknowledge(hub: Hub, visitor: Visitor, event: Event) -> None:
+    """Somebody saw an alarm."""
+    device, key = event.raised.device, event.raised.key
+    subject = f"{device} {key}"
+    if (who := _allowed(hub, visitor, "acknowledge", subject)) is not None:
+        hub.acknowledge(device, key, who.name)
+        hub.accounts.note(who.name, "acknowledge", subject, "done")
+
+
+def silence(hub: Hub, visitor: Visitor, event: Event, minutes: float) -> None:
+    """Somebody does not want to hear alarms of this subject for a while, or wants to hear them again (0)."""
+    alarm, until_ns = event.raised, hub.clock.now_ns() + round(minutes * 60 * NS)
+    subject = f"{alarm.device} {alarm.subject}"
+    if (who := _allowed(hub, visitor, "silence", subject)) is None:
+        return
+    if minutes:
+        hub.silence(alarm.device, alarm.subject, until_ns, who.name)
+    elif event.silence is not None:
+        hub.unsilence(alarm.device, event.silence.subject, who.name)
+    hub.accounts.note(who.name, "silence", subject, f"{minutes:g} min")
+
+
+async def ask(hub: Hub, visitor: Visitor, device: str, op: str, args: dict[str, str]) -> None:
     """Send a request and tell its end on the page; other pages go on meanwhile."""
     told = f"{device}: {op} {' '.join(args.values())}"
+    subject = f"{device} {' '.join(args.values())}"
+    if (who := _allowed(hub, visitor, op, subject)) is None:
+        return
     ui.notify(f"{told} …", type="ongoing", timeout=1500)
     try:
         answer = await run.io_bound(hub.ask, device, op, args)
     except BrokerError as error:
+        hub.accounts.note(who.name, op, subject, str(error))
         ui.notify(str(error), type="negative", timeout=10_000)
         return
     if answer is None:  # the hub is stopping
         return
     well = answer.status == "successful"
-    text = f"{told}: {answer.status}" + (f" ({answer.reason})" if answer.reason else "")
-    ui.notify(text, type="positive" if well else "negative", timeout=4000 if well else 10_000)
+    end = answer.status + (f" ({answer.reason})" if answer.reason else "")
+    hub.accounts.note(who.name, op, subject, end)
+    ui.notify(f"{told}: {end}", type="positive" if well else "negative", timeout=4000 if well else 10_000)
 
 
-async def roll_back(hub: Hub, device: str, modality: str, encoder: EncoderHealth) -> None:
+def _allowed(hub: Hub, visitor: Visitor, action: str, subject: str) -> Who | None:
+    """Who acts, None where it may not be: told on the page and in the audit log."""
+    try:
+        return visitor.must(action)
+    except AccessError as error:
+        hub.accounts.note(visitor.who.name, action, subject, "refused")
+        ui.notify(str(error), type="negative", timeout=10_000)
+        return None
+
+
+async def roll_back(hub: Hub, visitor: Visitor, device: str, modality: str, encoder: EncoderHealth) -> None:
     """Take one modality back to its previous encoder, after a question: a glove hits the wrong row easily."""
     with ui.dialog() as dialog, ui.card():
         ui.label(f"Take {modality} of {device} back?").classes("text-xl font-bold")
@@ -59,10 +100,10 @@ async def roll_back(hub: Hub, device: str, modality: str, encoder: EncoderHealth
                 "unelevated no-caps color=negative"
             ).classes("l-touch")
     if await dialog:
-        await ask(hub, device, "rollback", {"modality": modality})
+        await ask(hub, visitor, device, "rollback", {"modality": modality})
 
 
-def fault_panel(hub: Hub, device: Callable[[], str]) -> None:
+def fault_panel(hub: Hub, visitor: Visitor, device: Callable[[], str]) -> None:
     """Buttons that disturb the simulated or recorded signal of the chosen device for a while."""
     with ui.row().classes("l-card items-center"):
         ui.icon("science").classes("text-2xl")
@@ -70,7 +111,7 @@ def fault_panel(hub: Hub, device: Callable[[], str]) -> None:
         for fault in FAULTS:
 
             async def inject(kind: str = fault.kind) -> None:
-                await ask(hub, device(), "fault", {"kind": kind, "seconds": str(FAULT_S)})
+                await ask(hub, visitor, device(), "fault", {"kind": kind, "seconds": str(FAULT_S)})
 
             button = ui.button(fault.text, icon=fault.icon, on_click=inject)
             button.props("outline no-caps").classes("l-touch")

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from fastapi import Request
 from nicegui import app, run, ui
 
 from hub.alarms import Event
 from hub.dashboard import controls, style
 from hub.dashboard.charts import Charts
 from hub.dashboard.events import Events
+from hub.dashboard.gate import Visitor
 from hub.dashboard.panels import Encoders, Header, Sensors, Tile, Watching
 from hub.line import Hub
 from hub.watch import Line
 from lineside.messages import EncoderHealth
 
 TICK_S = 0.5
-OPERATOR = "operator"
 
 
 def mount(hub: Hub) -> None:
@@ -22,27 +23,27 @@ def mount(hub: Hub) -> None:
     app.add_static_files("/assets", style.ASSETS)
 
     @ui.page("/")
-    def line_page() -> None:
+    def line_page(request: Request) -> None:
         ui.add_head_html('<link rel="stylesheet" href="/assets/line.css"><script src="/assets/live.js"></script>')
         ui.colors(primary=style.BUTTON)
-        page = Page(hub)
+        page = Page(hub, Visitor.of(request))
         ui.timer(TICK_S, page.tick)
 
 
 class Page:
     """One open page; which device's charts it shows is its own."""
 
-    def __init__(self, hub: Hub) -> None:
-        self._hub = hub
+    def __init__(self, hub: Hub, visitor: Visitor) -> None:
+        self._hub, self._visitor = hub, visitor
         self._chosen = ""
         self._tiles: dict[str, Tile] = {}
         self._order: list[str] = []
-        self._header = Header(hub)
+        self._header = Header(hub, visitor.who if hub.plant.hub.login else None)
         self._row = ui.element("div").classes("l-tiles")
         if hub.plant.hub.demo:
-            controls.fault_panel(hub, lambda: self._chosen)
+            controls.fault_panel(hub, visitor, lambda: self._chosen)
         self._charts = Charts(hub)
-        self._events = Events(self._acknowledge)
+        self._events = Events(self._acknowledge, self._silence, hub.plant.alarms.shift_hours)
         with ui.element("div").classes("l-two"):
             self._sensors = Sensors()
             self._encoders = Encoders(self._roll_back)
@@ -81,8 +82,12 @@ class Page:
         self._chosen = device
 
     def _acknowledge(self, event: Event) -> None:
-        self._hub.acknowledge(event.raised.device, event.raised.key, OPERATOR)
+        controls.acknowledge(self._hub, self._visitor, event)
+        self._show(self._hub.look())
+
+    def _silence(self, event: Event, minutes: float) -> None:
+        controls.silence(self._hub, self._visitor, event, minutes)
         self._show(self._hub.look())
 
     async def _roll_back(self, device: str, modality: str, encoder: EncoderHealth) -> None:
-        await controls.roll_back(self._hub, device, modality, encoder)
+        await controls.roll_back(self._hub, self._visitor, device, modality, encoder)

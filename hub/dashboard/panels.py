@@ -7,6 +7,7 @@ from typing import Any
 
 from nicegui import ui
 
+from hub.accounts import Who
 from hub.dashboard import style
 from hub.dashboard.charts import log_p
 from hub.line import Hub
@@ -17,7 +18,8 @@ from lineside.messages import EncoderHealth, Health, SensorHealth
 class Header:
     """Site, time, broker and the hub's own numbers."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, who: Who | None) -> None:
+        """`who` is whoever logged in, None where nobody has to."""
         self._dark = ui.dark_mode(None)
         with ui.row().classes("l-head"):
             ui.label("lineside").classes("l-brand")
@@ -33,6 +35,11 @@ class Header:
             ui.space()
             self._clock = ui.label("").classes("l-clock")
             ui.button(icon="contrast", on_click=self._toggle).props("flat round").classes("l-touch")
+            if who is not None:
+                with ui.element("form").props('method="post" action="/logout"'):
+                    ui.button(f"{who.name} · {who.role}", icon="logout").props("flat no-caps type=submit").classes(
+                        "l-touch"
+                    )
 
     def show(self, line: Line) -> None:
         """Bring the header up to date."""
@@ -171,10 +178,11 @@ class Watching:
     def show(self, line: Line) -> None:
         """Rebuild the table when something in it changed."""
         rows = [
-            (each.device, each.health_live, each.health.drift, shares(each.health), seen, tuple(each.health.problems))
+            (each.device, each.health_live, each.health.drift, shares(each.health), seen, told)
             for each in sorted(line.stations, key=lambda each: each.device)
             if each.health is not None
             for seen in [tuple(each.health.sensitivity)]
+            for told in [tuple(one for one in (each.health.degraded, *each.health.problems) if one)]
         ]
         self._table.show(rows, _watching_row)
 

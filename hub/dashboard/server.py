@@ -3,18 +3,39 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
 from nicegui import ui
 
-from hub.dashboard import api, page
+from hub.dashboard import api, login, page
+from hub.dashboard.gate import Gate
 from hub.line import Hub
-from lineside.errors import LinesideError
+from lineside.errors import ConfigError, LinesideError
 
 LEAVE_S = 2
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Certificate (with its chain) and key, PEM."""
+
+    cert: Path
+    key: Path
+
+    def usable(self) -> tuple[str, str]:
+        """Both paths. Raises ConfigError for files that are no pair."""
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.cert, self.key)
+        except (OSError, ssl.SSLError) as error:
+            told = f"cannot be used with {self.key} ({error})"
+            raise ConfigError(str(self.cert), told, "give a PEM certificate and its unencrypted key") from error
+        return str(self.cert), str(self.key)
 
 
 def build(hub: Hub) -> FastAPI:
@@ -22,18 +43,28 @@ def build(hub: Hub) -> FastAPI:
     app = FastAPI(title="lineside hub", docs_url=None, redoc_url=None)
     api.mount(app, hub)
     page.mount(hub)
+    settings, accounts = hub.plant.hub, hub.accounts if hub.plant.hub.login else None
+    if accounts is not None:
+        secure = bool(settings.cert_file)
+        login.mount(app, hub.plant.site, accounts, secure=secure, hours=settings.session_hours)
+    app.add_middleware(Gate, settings=settings, accounts=accounts)
     # No gzip: devices read the repository through this server and check every length.
     ui.run_with(app, title=f"lineside · {hub.plant.site}", favicon="📈", dark=None, gzip_middleware_factory=None)
     return app
 
 
-def serve(app: FastAPI, bound: socket.socket, stop: threading.Event, on_ready: Callable[[], None]) -> None:
+def serve(
+    app: FastAPI, bound: socket.socket, stop: threading.Event, on_ready: Callable[[], None], tls: Tls | None = None
+) -> None:
     """Serve in a thread until `stop` is set; `on_ready` is called once requests are answered.
 
-    Raises LinesideError when the server ends by itself.
+    Raises ConfigError for a certificate or key that cannot be used, LinesideError when the server ends by itself.
     In a thread because uvicorn in the main one would take the signals for itself and end the process with them.
     """
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=LEAVE_S))
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=LEAVE_S, server_header=False)
+    if tls is not None:
+        config.ssl_certfile, config.ssl_keyfile = tls.usable()
+    server = uvicorn.Server(config)
     serving = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, name="dashboard", daemon=True)
     serving.start()
     while not server.started and serving.is_alive():

@@ -1,0 +1,74 @@
+"""What has been kept long enough goes, in small batches between which ingest writes."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+from sqlalchemy.exc import SQLAlchemyError
+
+from hub.trouble import trouble
+from lineside.clock import NS, Clock
+from lineside.plant import KeepDays
+
+LOG = logging.getLogger("hub.retention")
+DAY_NS = 24 * 3600 * NS
+EVERY_S = 3600.0
+BATCH_ROWS = 500
+PAUSE_S = 0.05
+
+
+class Rows(Protocol):
+    """The store, as far as it forgets."""
+
+    def numberings(self, kind: str) -> list[tuple[str, int]]: ...
+
+    def retire(self, kind: str, device: str, epoch: int, before_ns: int, most: int) -> int: ...
+
+
+def sweep(store: Rows, keep: KeepDays, now_ns: int, rest: Callable[[], bool]) -> dict[str, int]:
+    """Remove what came too long ago; gives how many rows of each kind went.
+
+    `rest` is called after every batch and ends the sweep when it gives True.
+    """
+    gone = dict.fromkeys(msgspec.structs.asdict(keep), 0)
+    for kind, days in msgspec.structs.asdict(keep).items():
+        before_ns = now_ns - round(days * DAY_NS)
+        for device, epoch in store.numberings(kind):
+            while went := store.retire(kind, device, epoch, before_ns, BATCH_ROWS):
+                gone[kind] += went
+                if rest():
+                    return gone
+    return gone
+
+
+class Retention:
+    """A sweep at the start and every hour, in a thread of its own, until `stop`."""
+
+    def __init__(self, store: Rows, keep: KeepDays, clock: Clock) -> None:
+        self._store, self._keep, self._clock = store, keep, clock
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="retention", daemon=True)
+
+    def start(self) -> None:
+        """Begin in the background."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the batch that is being removed. May be called twice."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                gone = sweep(self._store, self._keep, self._clock.now_ns(), lambda: self._stopping.wait(PAUSE_S))
+                if any(gone.values()):
+                    LOG.info("kept long enough: %s", ", ".join(f"{rows} {kind}" for kind, rows in gone.items() if rows))
+            except SQLAlchemyError as error:
+                LOG.error("old rows stay for now (%s): %s", trouble(error), error)
+            self._stopping.wait(EVERY_S)
