@@ -20,6 +20,7 @@ from trainer.plan import DefectSettings, LossSettings, Plan, RecordingPart
 from trainer.stage import run_stage
 
 TRAIN_S, COMMISSION_S, LINE_EPOCHS, DIGIT_EPOCHS, DIGITS = 120, 240, 40, 8, 4500
+STAGE = "stage"  # paths of a plan start from its own folder
 
 
 def main() -> None:
@@ -36,8 +37,8 @@ def main() -> None:
 def line(out: Path) -> None:
     """Encoders of the simulated line, and `commissioning.mcap`."""
     _simulated(out / "commissioning.mcap", COMMISSION_S, seed=3)
-    normal = _simulated(out / "normal.mcap", TRAIN_S, seed=1)
-    plan = Plan(out=str(out / "stage"), recordings=[RecordingPart(path=str(normal))], epochs=LINE_EPOCHS)
+    _simulated(out / "normal.mcap", TRAIN_S, seed=1)
+    plan = Plan(out=STAGE, recordings=[RecordingPart(path="normal.mcap")], epochs=LINE_EPOCHS)
     _export(plan, out)
 
 
@@ -46,8 +47,8 @@ def digits(source: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     import_recording(source, out / "train.mcap", split="train", limit=DIGITS)
     plan = Plan(
-        out=str(out / "stage"),
-        recordings=[RecordingPart(path=str(out / "train.mcap"))],
+        out=STAGE,
+        recordings=[RecordingPart(path="train.mcap")],
         epochs=DIGIT_EPOCHS,
         losses=LossSettings(labels=True),
         defects=DefectSettings(own=0.0, together=0.0),
@@ -58,14 +59,13 @@ def digits(source: Path, out: Path) -> None:
 def _export(plan: Plan, out: Path) -> None:
     if run_stage(plan, out, SystemClock()) is None:
         raise SystemExit(f"{out}: a gate refused the stage")
-    bundle.build(out / "stage", out, precisions=("fp32",))
+    bundle.build(out / STAGE, out, precisions=("fp32",))
 
 
-def _simulated(path: Path, seconds: int, seed: int) -> Path:
+def _simulated(path: Path, seconds: int, seed: int) -> None:
     with Recorder(path, About(station="press", sensors=SENSORS)) as recorder:
         for samples in simulated(config(seed), path.parent, START_NS, seconds):
             recorder.write(samples)
-    return path
 
 
 if __name__ == "__main__":
