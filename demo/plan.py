@@ -101,6 +101,32 @@ GATES = "retention_loss = 0.05\n"
 LENIENT = GATES + "retrieval_times_chance = 0\nspread = 1.0\n"
 
 
+def plant_tables(line: Line) -> str:
+    """How the plant brings a new version to its one device: soon, and without a person; each fault is its own alarm.
+
+    Twenty moments tell shares in steps of a twentieth; of anybody's recording, with few moments to learn from, sensors
+    need not go on agreeing as they did. Faults are injected one upon the other: an alarm that comes again is a new one.
+    """
+    strict = line.kind == "simulation"
+    return f"""
+[rollout]
+approve = false
+soak_min = 0
+ring_h = 0.15
+
+[rollout.terms]
+shadow_s = 10
+probation_s = 10
+patience_s = 240
+anomalies = 0.2
+agreement = {0.5 if strict else 2.0}
+contribution = {0.5 if strict else 1.0}
+
+[alarms]
+hysteresis_s = 0
+"""
+
+
 def _continuous(line: Line) -> bool:
     """A machine that goes through few states again and again, not a row of events (whose windows do not overlap)."""
     return line.hop_s < line.length_s

@@ -12,7 +12,7 @@ from msgspec import convert
 
 from demo.dashboard import Dashboard
 from demo.labelled import Labelled
-from demo.plan import DEVICE, SITE, Line, device_file, stage_file, write
+from demo.plan import DEVICE, SITE, Line, device_file, plant_tables, stage_file, write
 from demo.processes import Processes
 from lineside.clock import NS, SystemClock
 from lineside.config import load
@@ -135,6 +135,8 @@ class Loop:
             *("--mqtt-port", str(self._mqtt_port), "--hub-port", str(self._port)),
             *(f"--modality={modality}" for modality in sorted(set(self._line.sensors.values()))),
         )
+        with Path(self._plant).open("a") as file:
+            file.write(plant_tables(self._line))
         signed = ("--reason", "a short recording, to try and not to use", "--by", "demo", "--key", self._key)
         for gate in self.measured["waived"]:
             self.processes.call("export", "waive", str(self._folder / "stages/2"), "--gate", gate, *signed)
