@@ -13,8 +13,8 @@ from lineside.plant import BrokerProcess, PlantConfig
 from tests.line_device import SITE
 
 
-def wait(condition: Callable[[], object], seconds: float = 15.0) -> bool:
-    """Whether the condition came true in time."""
+def wait(condition: Callable[[], object], seconds: float = 120.0) -> bool:
+    """Whether the condition came true in time: by default a time that a busy machine has."""
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)

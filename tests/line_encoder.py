@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,18 @@ SCALE = {"camera": (0.0, 1 / 255.0), "microphone": (-10.0, 1 / 5.0)}
 POOL = {"camera": [12, 12], "microphone": [8, 8]}
 
 
-def write(folder: Path, modality: str, version: int = 1, space: str = "line") -> Path:
-    """One encoder file with card and golden vectors; versions differ a little in their projection."""
+def write(
+    folder: Path,
+    modality: str,
+    version: int = 1,
+    space: str = "line",
+    encoder: str = "any",
+    mixes: Sequence[Mapping[str, str]] = ({"camera": "any", "microphone": "any"},),
+) -> Path:
+    """One encoder file with card and golden vectors; versions differ a little in their projection.
+
+    Every version is certified beside every other, unless `encoder` and `mixes` say otherwise.
+    """
     spec = SPECS[modality]
     graph = _graph(modality, version)
     batch = np.stack([features.prepare(spec, window) for window in features.golden_windows(spec)])
@@ -32,7 +43,7 @@ def write(folder: Path, modality: str, version: int = 1, space: str = "line") ->
         modality=modality,
         version=version,
         space=space,
-        encoder="any",
+        encoder=encoder,
         dim=DIM,
         precision="fp32",
         prepare=features.to_json(spec),
@@ -47,7 +58,7 @@ def write(folder: Path, modality: str, version: int = 1, space: str = "line") ->
             embedding_drift={},
             similarity_drift={},
             gates=[],
-            mixes=[dict.fromkeys(SPECS, "any")],  # every version is certified beside every other
+            mixes=[dict(mix) for mix in mixes],
         ),
     )
     model = _model(graph)

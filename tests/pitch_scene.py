@@ -68,6 +68,30 @@ def plan(out: str, recording: str, **changes) -> Plan:
     )
 
 
+NEXT = "epochs = 4\ndim = 32\nlearning_rate = 1e-3\n\n[defects]\nown = 1.0\ntogether = 0.6\n"  # a plan of nights
+NIGHT = """
+plan = "stage.toml"
+recordings = ["{recordings}"]
+settled_min = 0
+plant = "{plant}"
+release = "publish"
+precision = "fp32"
+
+[minutes]
+camera = 1.0
+"""
+
+
+def before_a_night(folder: Path, recordings: Path, stages: Path) -> None:
+    """The scene's first stage as number 1 of `stages`, two new recordings of which one is damaged, and a plan."""
+    record(folder / "first.mcap", 120, seed=1)
+    assert run_stage(plan(str(stages / "1"), "first.mcap"), folder, SystemClock()).passed
+    damaged = record(recordings / "a.mcap", 100, seed=2)
+    damaged.write_bytes(damaged.read_bytes()[: round(0.9 * damaged.stat().st_size)])
+    record(recordings / "b.mcap", 120, seed=3)
+    (folder / "stage.toml").write_text(NEXT)
+
+
 def train_two(folder: Path) -> None:
     """`one` and `two` in `folder`: the scene, then the same scene under bluer light."""
     record(folder / "one.mcap", 120, seed=1)

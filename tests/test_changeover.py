@@ -1,123 +1,43 @@
-"""How a device changes encoders while it runs: edge.changeover with slots, and a signed repository over HTTP."""
+"""How a device changes encoders while it runs: edge.changeover and edge.rollout, and a signed repository over HTTP."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import http.server
 import shutil
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import numpy as np
-import onnx
 import pytest
-from onnx import helper
 
-from deploy import repository
-from deploy.repository import Repository
 from edge.changeover import Changeover
 from edge.commissioning import MOST_MOMENTS
-from edge.config import CommissioningSettings, DeviceConfig, DeviceSettings, RepositorySettings, SensorSettings
+from edge.config import CommissioningSettings, RepositorySettings, SensorSettings
 from edge.pipeline import Pipeline
 from edge.replay import simulated, through
-from edge.slots import Slots
-from edge.updater import Updater
-from lineside.clock import SystemClock
-from lineside.errors import LinesideError, ReleaseError
+from lineside.errors import LinesideError
 from lineside.messages import Score
-from lineside.plant import PlantConfig
-from tests import line_encoder
-from tests.line_device import SENSORS, SITE, START_NS, record
-
-PLANT = PlantConfig(site=SITE, devices=["edge-1"])
+from tests.line_broker import wait
+from tests.line_changeover import Bench, make, recorded, served, started
+from tests.line_device import SENSORS, START_NS
 
 
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    settings = DeviceSettings(id="edge-1", site=SITE, station="press")
-    return record(tmp_path_factory.mktemp("line") / "normal.mcap", DeviceConfig(device=settings, sensors=SENSORS), 60.0)
-
-
-@dataclass
-class Bench:
-    """A device with version 1 of both encoders in use, normal running learned, and a repository that it looks at."""
-
-    folder: Path
-    repo: Repository
-    changeover: Changeover
-    slots: Slots
-
-    def publish(self, version: int, golden: bytes = b"") -> None:
-        path = line_encoder.write(self.folder, "camera", version)
-        if golden:
-            model = onnx.load(path)
-            told = {prop.key: prop.value for prop in model.metadata_props}
-            helper.set_model_props(model, told | {"lineside.golden_outputs": msgspec.json.encode(golden).decode()})
-            onnx.save(model, path)
-        self.repo.publish([path])
-
-    @property
-    def version(self) -> str:
-        assert self.changeover.pipeline.ensemble is not None
-        return self.changeover.pipeline.ensemble.versions["camera"]
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
+    return recorded(tmp_path_factory.mktemp("line"))
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, recording: Path) -> Path:
-    """What `bench` begins with: a repository, and a device that has its encoders and learned normal running."""
-    folder = tmp_path_factory.mktemp("made")
-    repo = repository.of(PLANT, folder, SystemClock())
-    repo.init(PLANT.modalities)
-    shutil.copy(repo.roles.folder / "metadata" / "1.root.json", folder / "root.json")
-    repo.publish([line_encoder.write(folder, modality) for modality in PLANT.modalities])
-    with served(folder) as url:
-        device(folder, recording, url).begin()
-    return folder
-
-
-@contextlib.contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """The address of the repository in `folder`."""
-    published = repository.of(PLANT, folder, SystemClock()).roles.folder
-    handler = functools.partial(Quiet, directory=str(published))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def device(folder: Path, recording: Path, url: str) -> Changeover:
-    config = DeviceConfig(
-        device=DeviceSettings(id="edge-1", site=SITE, station="press"),
-        sensors=SENSORS,
-        commissioning=CommissioningSettings(recording=str(recording)),
-        repository=RepositorySettings(url=url),
-    )
-    slots = Slots(folder / "state", SystemClock())
-    updater = Updater(config.repository, folder, folder / "state", slots)
-    return Changeover(config, folder, Pipeline(config), slots, updater)
+    return make(tmp_path_factory.mktemp("made"), recording)
 
 
 @pytest.fixture
 def bench(tmp_path: Path, made: Path, recording: Path) -> Iterator[Bench]:
     shutil.copytree(made, tmp_path, symlinks=True, dirs_exist_ok=True)
     with served(tmp_path) as url:
-        changeover = device(tmp_path, recording, url)
-        changeover.begin()
-        repo = repository.of(PLANT, tmp_path, SystemClock())
-        yield Bench(tmp_path, repo, changeover, changeover.slots)
+        yield started(tmp_path, recording, url)
 
 
 def test_first_encoders_come_from_the_repository_and_an_update_learns_normal_anew(bench: Bench) -> None:
@@ -125,7 +45,7 @@ def test_first_encoders_come_from_the_repository_and_an_update_learns_normal_ane
     assert before is not None
     assert before.versions == {"camera": "1", "microphone": "1"}
     bench.publish(2)
-    assert bench.changeover.update("camera", asked=False) == "2"
+    assert bench.update("camera", asked=False) == "2"
     after = bench.changeover.pipeline.ensemble
     assert after is not None
     assert after.versions == {"camera": "2", "microphone": "1"}
@@ -138,32 +58,34 @@ def test_first_encoders_come_from_the_repository_and_an_update_learns_normal_ane
     assert (health.version, health.previous) == ("2", "1")
 
 
+@pytest.mark.slow
 def test_a_version_rolled_back_from_is_taken_again_only_when_asked(bench: Bench) -> None:
     bench.publish(2)
-    bench.changeover.update("camera", asked=False)
-    assert bench.changeover.rollback("camera") == "1"
-    assert bench.changeover.update("camera", asked=False) == "1"
+    bench.update("camera", asked=False)
+    bench.rollout.rollback("camera")
+    assert bench.version == "1"
+    assert bench.update("camera", asked=False) == "1"
     assert bench.version == "1"
     assert bench.slots.current("camera").version == 1
-    assert bench.changeover.update("camera") == "2"
+    assert bench.update("camera") == "2"
     assert bench.slots.current("camera").version == 2
-    assert bench.changeover.update("microphone", asked=False) == "1"
+    assert bench.update("microphone", asked=False) == "1"
 
 
 def test_a_version_that_fails_its_self_test_is_declined(bench: Bench) -> None:
     before = bench.changeover.pipeline.ensemble
     bench.publish(2, golden=golden_of_another(bench))
-    with pytest.raises(ReleaseError) as error:
-        bench.changeover.update("camera", asked=False)
-    assert error.value.check == "golden"
+    bench.update("camera", asked=False)
+    assert "golden failed" in bench.rollout.problems["camera"]
+    assert bench.rollout.installed["camera"].phase == "failed"
     assert bench.changeover.pipeline.ensemble is before
     assert bench.slots.current("camera").version == 1
     assert bench.slots.previous("camera") is None
-    assert bench.changeover.update("camera", asked=False) == "1"  # not tried a second time
-    with pytest.raises(ReleaseError):
-        bench.changeover.update("camera")
+    assert bench.update("camera", asked=False) == "1"  # not tried a second time
+    with pytest.raises(LinesideError, match="golden failed"):
+        bench.update("camera")
     bench.publish(3)
-    assert bench.changeover.update("camera", asked=False) == "3"
+    assert bench.update("camera", asked=False) == "3"
 
 
 def golden_of_another(bench: Bench) -> bytes:
@@ -175,7 +97,7 @@ def golden_of_another(bench: Bench) -> bytes:
 
 def test_normal_running_is_kept_over_a_restart_without_recording_or_server(bench: Bench) -> None:
     bench.publish(2)
-    bench.changeover.update("camera")
+    bench.update("camera")
     config = msgspec.structs.replace(
         bench.changeover.config, commissioning=CommissioningSettings(), repository=RepositorySettings()
     )
@@ -213,8 +135,8 @@ def test_a_full_or_missing_state_folder_leaves_the_running_encoder(bench: Bench)
     bench.publish(2)
     before = bench.changeover.pipeline.ensemble
     (bench.folder / "state" / "slots" / "camera" / "b").write_text("in the way")
-    with pytest.raises(LinesideError, match="the running encoder stays"):
-        bench.changeover.update("camera")
+    bench.rollout.look()
+    assert wait(lambda: bench.rollout.step() or "the running encoder stays" in bench.rollout.told)
     assert bench.changeover.pipeline.ensemble is before
 
 

@@ -91,7 +91,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
     ("text", "told"),
     [
         ('site = "l"\ndevices = ["hub"]', "broker user of the plant itself"),
-        ('site = "l"\ndevices = []\n[hub]\nhost = "0.0.0.0"', "listens on loopback only"),
+        ('site = "l"\ndevices = []\n[hub]\nhost = "0.0.0.0"', "needs login = true"),
         ('site = "l"\ndevices = []\n[broker]\nlisten = "10.0.0.1"', "needs cert_file and key_file"),
         ('site = "l"\ndevices = []\nmodalities = ["smell"]', "unknown modality 'smell'"),
     ],

@@ -173,6 +173,13 @@ def test_it_is_told_with_all_sensors_and_without_each(measured: contract.Contrac
 
 
 @pytest.mark.slow
+def test_what_is_left_without_a_sensor_is_told(measured: contract.Contract) -> None:
+    [line] = [line for line in contract.summary(measured) if line.startswith("without mic0: ")]
+    assert contract.left(measured, ["mic0"]) == line.removeprefix("without mic0: ")
+    assert "cannot be seen" in contract.left(measured, ["mic0"])
+    assert contract.left(measured, ["cam0", "mic0"]) == ""
+
+
 def test_it_is_a_file_and_back(measured: contract.Contract) -> None:
     data = contract.to_json(measured)
     assert contract.from_json(data) == measured

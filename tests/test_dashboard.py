@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -38,18 +38,12 @@ from lineside.messages import (
     SensorHealth,
 )
 from lineside.plant import PlantConfig
+from tests.line_broker import wait
 
 ROOT = Path(__file__).parent.parent
 SCREENSHOT = ROOT / "docs" / "dashboard.png"
 MODALITIES = {"cam0": "camera", "mic0": "microphone", "vib0": "series"}
 HISTORY_S = 120
-
-
-def wait(condition: Callable[[], object], seconds: float = 20.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return bool(condition())
 
 
 class Hub:
@@ -82,12 +76,12 @@ class Hub:
         )
 
     def get(self, path: str) -> Any:
-        with urllib.request.urlopen(self.url + path, timeout=5) as answer:
+        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
             return json.load(answer)
 
     def status_of(self, path: str) -> int:
         try:
-            with urllib.request.urlopen(self.url + path, timeout=5) as answer:
+            with urllib.request.urlopen(self.url + path, timeout=60) as answer:
                 return int(answer.status)
         except urllib.error.HTTPError as error:
             return error.code
@@ -111,7 +105,7 @@ class Device:
             connected.set(),
         )
         mqtt.connect(self.client, config)
-        assert connected.wait(5)
+        assert connected.wait(60)
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._live)
 
@@ -255,7 +249,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     assert process.stdout.readline().strip() == f"dashboard on {made.url}"
     yield made
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert "Traceback" not in errors
 
@@ -279,17 +273,22 @@ def line(hub: Hub) -> Iterator[dict[str, Device]]:
         device.end()
 
 
+def words(hub: Hub) -> tuple[str, ...]:
+    """The state of each station in a word."""
+    return tuple(device["word"] for _, device in sorted(hub.get("/api/status")["devices"].items()))
+
+
 def test_the_api_tells_what_was_stored(hub: Hub, line: dict[str, Device]) -> None:
     assert hub.get("/healthz") == {"status": "ok", "broker": True, "ingest": True}
     assert wait(lambda: hub.get("/api/status")["counts"]["alarms"] == 3)
-    assert wait(lambda: hub.get("/api/status")["devices"]["press-3"]["live"])
+    assert wait(lambda: hub.get("/api/status")["counts"]["embeddings"] >= 4 * HISTORY_S)
+    assert wait(lambda: words(hub) == ("alarm", "normal"))
     status = hub.get("/api/status")
     assert status["site"] == "line1"
+    assert status["devices"]["press-3"]["live"]
     assert status["devices"]["press-3"]["versions"] == {"camera": "2.1.0", "microphone": "2.0.0"}
-    assert (status["devices"]["press-3"]["word"], status["devices"]["press-4"]["word"]) == ("alarm", "normal")
     assert {"received", "refused", "duplicates", "queue_full"} <= set(status["ingest"])
     assert status["ingest"]["refused"] == 0
-    assert status["counts"]["embeddings"] >= 4 * HISTORY_S
     assert [(a["key"], a["state"], a["pictures"]) for a in hub.get("/api/alarms")] == [
         ("k1", "ACTIVE_UNACK", ["cam0"]),
         ("k0", "CLEARED_UNACK", []),
@@ -313,6 +312,20 @@ def test_the_api_proves_that_no_window_is_missing(hub: Hub, line: dict[str, Devi
     assert hub.status_of("/api/scores?device=press-4&limit=0") == 422
 
 
+def test_programs_find_the_versioned_api_and_the_metrics(hub: Hub, line: dict[str, Device]) -> None:
+    assert wait(lambda: len(hub.get("/api/v1/scores?device=press-4&limit=5")["items"]) == 5)
+    first = hub.get("/api/v1/scores?device=press-4&limit=5")
+    second = hub.get(f"/api/v1/scores?device=press-4&limit=5&cursor={first['next']}")
+    starts = [score["start_ns"] for page in (first, second) for score in page["items"]]
+    assert starts == sorted(set(starts))
+    assert hub.get("/api/v1/openapi.json")["servers"] == [{"url": "/api/v1"}]
+    assert hub.status_of("/api/v1/secrets") == 404
+    with urllib.request.urlopen(f"{hub.url}/metrics", timeout=60) as answer:
+        told = answer.read().decode()
+    assert 'lineside_hub_device_up{device="press-3"} 1.0' in told
+    assert "lineside_hub_commit_duration_seconds_count" in told
+
+
 def test_devices_read_the_release_repository_and_nothing_else(hub: Hub) -> None:
     repository = hub.folder / "repository"
     (repository / "metadata" / "root.json").write_text("{}")
@@ -332,7 +345,7 @@ def test_a_taken_port_is_told_before_anything_starts(tmp_path: Path, part: str) 
     port = getattr(blocked.plant, part).port
     with socket.create_server(("127.0.0.1", port)):
         process = blocked.run()
-        told, errors = process.communicate(timeout=20)
+        told, errors = process.communicate(timeout=60)
     assert (process.returncode, told) == (8, "")
     assert f"port {port} on 127.0.0.1: somebody else listens there already" in errors
     assert f"[{part}] port" in errors
@@ -347,7 +360,7 @@ def test_ctrl_c_ends_the_hub_and_its_broker(tmp_path: Path) -> None:
     assert process.stdout.readline().startswith("dashboard on")
     broker = int((tmp_path / "state" / "broker" / "mosquitto.pid").read_text())
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=60)
     assert (process.returncode, "Traceback" in errors) == (0, False)
     assert not Path(f"/proc/{broker}").exists()
 
@@ -386,6 +399,16 @@ def test_an_operator_sees_the_alarm_and_acknowledges_it(
         assert min(box["width"], box["height"]) >= 48
         button.click()
         event.get_by_text("ACTIVE_ACK").wait_for(timeout=5_000)
+        page.get_by_text("2 per hour and operator: acceptable (norm ≤ 6)").wait_for(timeout=5_000)
+        event.get_by_role("button", name="Silence").click()
+        span = page.get_by_role("listitem").filter(has_text="10 min")
+        assert (box := span.bounding_box()) is not None
+        assert min(box["width"], box["height"]) >= 48
+        span.click()
+        event.get_by_text("silenced until").wait_for(timeout=5_000)
+        page.get_by_text("CHECK", exact=True).wait_for(timeout=5_000)  # another alarm has still to be seen
+        event.get_by_role("button", name="Hear again").click()
+        event.get_by_role("button", name="Silence").wait_for(timeout=5_000)
         assert event.locator("img").evaluate("image => image.naturalWidth") == 160
         for told in ("42 of 42 channels are watched", "cam0 60%, mic0 40%", "mean AUROC 0.97 of 12 process faults"):
             page.get_by_text(told).first.wait_for(timeout=5_000)

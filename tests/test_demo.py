@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 
 from demo.labelled import Labelled
+from demo.plan import Line, plant_tables
 from edge.config import DeviceConfig, DeviceSettings, SensorSettings
 from edge.faults import Injector
 from edge.replay import simulated
 from edge.sensors.table import open_sensor
 from lineside.clock import NS, SimulatedClock
+from lineside.config import loads
+from lineside.plant import PlantConfig
 from lineside.recording import About, Label, Recorder
 from lineside.windows import Samples
 from tests import line_device, line_video
@@ -45,11 +48,13 @@ def holds(code, told, errors, faults):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_loop_holds_on_the_simulated_line(tmp_path):
     holds(*demo(tmp_path), ["bearing_noise", "misaligned_part", "dirty_lens", "muted"])
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_loop_holds_on_a_video_with_sound(tmp_path):
     video = line_video.write(tmp_path / "phone.mp4", 120)
     holds(*demo(tmp_path, "--recording", str(video)), ["bearing_noise", "dirty_lens", "muted"])
@@ -71,12 +76,14 @@ def labelled_line(path):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_loop_waits_for_the_faults_that_a_recording_has_labels_for(tmp_path):
     line = labelled_line(tmp_path / "line.mcap")
     holds(*demo(tmp_path, "--recording", str(line)), ["bearing_noise", "muted"])
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.shared
 def test_the_loop_holds_on_real_digits_seen_and_spoken(tmp_path):
     if not DIGITS.exists():
@@ -134,6 +141,12 @@ def test_a_labelled_fault_comes_when_it_is_said_to_come(first, tmp_path):
     assert found.next_ns(found.faults[0], started_ns, started_ns) == came[0]
     assert found.next_ns(found.faults[0], started_ns, came[0] + 1) == came[1]
     assert 45 * NS <= came[0] - started_ns <= 47 * NS
+
+
+@pytest.mark.parametrize("kind", ["simulation", "recording", "live"])
+def test_the_rings_that_the_demo_writes_into_the_plant_file_are_valid(kind):
+    plant = loads('site = "demo"\ndevices = ["edge-1"]\n' + plant_tables(Line(kind, {})), PlantConfig)
+    assert not plant.rollout.approve
 
 
 def test_a_port_in_use_is_named_before_anything_starts(tmp_path):

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from edge.encoder import Encoder as DeviceEncoder
-from export import parity
-from export.bundle import build
-from export.quantize import affordable
+from export import bench, parity
+from export.bundle import build, file_name
 from export.to_onnx import to_onnx
 from lineside import features, release
 from lineside.clock import SystemClock
 from lineside.errors import ConfigError, GateError, ReleaseError
+from lineside.targets import PRECISIONS
 from tests import pitch_scene
 from trainer import checkpoint
 from trainer.encoders import Encoder
@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-FILES = ["camera-7.onnx", "camera-7.int8.onnx", "microphone-7.onnx", "microphone-7.int8.onnx"]
+FILES = [file_name(modality, 7, precision) for modality in ("camera", "microphone") for precision in PRECISIONS]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -54,12 +54,13 @@ def test_every_file_passes_the_device_s_own_self_test(folder, name):
     identities = checkpoint.identities(stage, encoders)
     assert told.mixes == [identities]
     assert device.card.encoder == identities[device.card.modality]
-    assert device.card.precision == ("int8" if "int8" in name else "fp32")
+    assert f"{device.card.name}.{device.card.precision}.onnx".replace(".fp32", "") == name
+    assert device.card.window_s == stage.windows.length_s == 1.0
 
 
 @pytest.mark.parametrize("modality", ["camera", "microphone"])
 @pytest.mark.parametrize("batch", [1, 2, 7])
-def test_device_and_trainer_agree_on_any_batch(folder, modality, batch):
+def test_device_and_trainer_agree_on_any_number_of_windows(folder, modality, batch):
     stage = checkpoint.load_stage(folder / "one")
     tensors = checkpoint.load_tensors(folder / "one", stage)
     windows = tensors.calibration[modality].numpy()[:batch]
@@ -89,7 +90,7 @@ def test_metadata_tells_what_a_stranger_needs_and_nothing_of_this_machine(folder
     assert (model.producer_name, model.model_version) == ("lineside", 7)
     assert props["Image.BitmapPixelFormat"] == "Rgb8"
     assert model.graph.input[0].type.denotation == "IMAGE"
-    assert [(i.name, i.type.tensor_type.shape.dim[0].dim_param) for i in model.graph.input] == [("window", "batch")]
+    assert [(i.name, i.type.tensor_type.shape.dim[0].dim_value) for i in model.graph.input] == [("window", 1)]
     assert [o.name for o in model.graph.output] == ["embedding", "features"]
     data = (folder / "out" / "camera-7.onnx").read_bytes()
     assert b".py" not in data
@@ -125,7 +126,8 @@ def test_any_preparation_exports_and_agrees(spec, width, tmp_path):
     encoder.fit(torch.from_numpy(windows))
     onnx.save(to_onnx(encoder, spec), tmp_path / "e.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "e.onnx", providers=["CPUExecutionProvider"])
-    np.testing.assert_allclose(session.run(None, {"window": windows})[0], embed(encoder, windows), atol=1e-4)
+    got = np.concatenate([session.run(None, {"window": window[None]})[0] for window in windows])
+    np.testing.assert_allclose(got, embed(encoder, windows), atol=1e-4)
 
 
 def test_a_model_that_fails_parity_does_not_leave(folder, tmp_path, monkeypatch):
@@ -166,9 +168,15 @@ def test_the_same_stage_gives_the_same_bytes(folder, tmp_path):
     assert (tmp_path / "microphone-7.onnx").read_bytes() == (folder / "out" / "microphone-7.onnx").read_bytes()
 
 
-def test_layers_are_quantised_least_sensitive_first():
-    assert affordable({"a": 0.004, "b": 0.001, "c": 0.5}, 0.006) == ["b", "a"]
-    assert affordable({"a": 0.1}, 0.006) == []
+def test_an_older_int8_file_gives_its_scales_and_its_choice_of_layers(folder, tmp_path):
+    """Of the very same weights not a byte of the graph is another one."""
+    old = folder / "out" / "camera-7.int8.onnx"
+    built = build(folder / "one", tmp_path, 8, ["int8"], ["camera"], like=[old])
+    assert onnx.load(built[0].file).graph == onnx.load(old).graph
+    with pytest.raises(ConfigError, match="is of fp16"):
+        build(folder / "one", tmp_path, 9, like=[folder / "out" / "camera-7.fp16.onnx"])
+    with pytest.raises(ConfigError, match="--like"):
+        build(folder / "one", tmp_path, 9, like=[tmp_path / "nothing.onnx"])
 
 
 def test_commands_build_and_verify(folder, tmp_path):
@@ -192,3 +200,31 @@ def test_commands_build_and_verify(folder, tmp_path):
     done = command("verify", str(foreign))
     assert done.returncode == ReleaseError.exit_code
     assert "foreign.onnx: card failed" in done.stderr
+
+
+def test_a_bench_puts_every_precision_beside_fp32(folder):
+    rows = bench.bench(folder / "one", folder / "one.mcap", SystemClock())
+    found = {(row.modality, row.precision): row for row in rows}
+    assert sorted(found) == sorted((m, p) for m in ("camera", "microphone") for p in PRECISIONS)
+    for (modality, precision), row in found.items():
+        twin = found[modality, "fp32"]
+        assert row.faster == twin.latency_ms / row.latency_ms
+        assert row.recall == pytest.approx(twin.recall + row.recall_change)
+        assert 0.5 < row.area <= 1.0
+        assert row.weights_share <= (1.0 if precision == "fp32" else 0.55)
+        assert row.share > row.weights_share or precision == "fp32"
+        assert abs(row.recall_change) < 0.1
+    assert len(bench.table(rows).splitlines()) == 2 + len(rows)
+
+
+def test_a_stage_that_moves_heads_alone_leaves_every_other_number_as_it_was(folder, tmp_path):
+    """Normalisation stays frozen in later stages; were it not, it would fold into every convolution."""
+    pitch_scene.record(folder / "two.mcap", 60, seed=2)
+    run_stage(pitch_scene.plan("two", "two.mcap", epochs=1, parent="one"), folder, SystemClock())
+    stage = checkpoint.load_stage(folder / "two")
+    for modality, encoder in checkpoint.load_tensors(folder / "two", stage).encoders.items():
+        new = to_onnx(encoder.eval(), stage.prepare[modality])
+        old = onnx.load(folder / "out" / f"{modality}-7.onnx")
+        moved = {a.name for a, b in zip(new.graph.initializer, old.graph.initializer, strict=True) if a != b}
+        assert moved <= {"head.weight", "head.bias"}
+        assert moved

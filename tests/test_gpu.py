@@ -1,11 +1,23 @@
 """What a GPU must do as a CPU does; skipped with a reason where there is none."""
 
+import os
+import signal
+
 import msgspec
+import numpy as np
 import pytest
 import torch
 
+from edge.encoder import Encoder
+from edge.engine import MOST_WINDOWS
+from edge.runtimes import CUDA, RUNTIMES, TENSORRT
+from edge.workshop import Workshop
+from lineside import features, release
 from lineside.clock import SystemClock
+from lineside.errors import ReleaseError
 from tests import pitch_scene
+from tests.line_broker import wait
+from tests.line_device import DATA
 from trainer import checkpoint, loop
 from trainer.bench import measure_encoders
 from trainer.stage import run_stage
@@ -14,6 +26,9 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
+
+
+PROVIDERS = {"tensorrt": "TensorRT ", "onnxruntime-tensorrt": TENSORRT, "onnxruntime-cuda": CUDA}
 
 
 @pytest.fixture
@@ -51,3 +66,53 @@ def test_the_bench_tells_speed_share_of_the_peak_and_memory():
     assert found["tflop_per_s"] > 0
     assert found["peak held"] > 0
     assert found["violation"] <= 1e-6
+
+
+# ---- the device's runtimes, in the worker process that a GPU's encoder has
+
+FILES = [DATA / "camera-1.onnx", DATA / "microphone-1.onnx"]
+ON_GPU = [name for name, row in RUNTIMES.items() if row.gpu]
+
+
+@pytest.mark.parametrize("name", ON_GPU)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_an_encoder_runs_on_the_gpu_and_nowhere_else(tmp_path, name, file):
+    if reason := RUNTIMES[name].missing():
+        pytest.skip(reason)
+    shop = Workshop(name, tmp_path)
+    encoder = shop.ready(file)
+    assert encoder.provider.startswith(PROVIDERS[name])
+    assert release.self_test(encoder.card, encoder.embed) <= encoder.card.tolerance
+    batch = np.zeros((MOST_WINDOWS + 1, *features.shape(encoder.spec)), features.dtype(encoder.spec))
+    np.testing.assert_allclose(encoder.embed(batch), Encoder.load(file).embed(batch), atol=1e-2)
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    assert Workshop(name, tmp_path).ready(file).provider == encoder.provider
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == kept  # nothing built
+
+
+@pytest.mark.parametrize("name", ON_GPU)
+def test_the_memory_of_the_gpu_comes_back_with_the_encoder(tmp_path, name):
+    if reason := RUNTIMES[name].missing():
+        pytest.skip(reason)
+    free = torch.cuda.mem_get_info()[0]
+    encoder = Workshop(name, tmp_path).ready(FILES[0])
+    assert torch.cuda.mem_get_info()[0] < free
+    del encoder
+    assert wait(lambda: torch.cuda.mem_get_info()[0] >= free - (8 << 20))
+
+
+@pytest.mark.parametrize("name", ON_GPU)
+def test_a_killed_encoder_comes_back_on_the_gpu(tmp_path, name):
+    if reason := RUNTIMES[name].missing():
+        pytest.skip(reason)
+    encoder = Workshop(name, tmp_path).ready(FILES[0])
+    os.kill(encoder._session.pid, signal.SIGKILL)
+
+    def answers():
+        try:
+            return release.self_test(encoder.card, encoder.embed) <= encoder.card.tolerance
+        except ReleaseError:
+            return False
+
+    assert not answers()
+    assert wait(answers)

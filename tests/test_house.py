@@ -60,12 +60,18 @@ def test_every_source_file_begins_by_saying_what_it_is():
 @pytest.mark.parametrize("path", sorted((ROOT / "docs" / "files").glob("*.toml")), ids=lambda path: path.name)
 def test_the_files_in_the_docs_are_valid(path):
     from edge.config import DeviceConfig
+    from hub.messenger import Targets
     from lineside.config import load
     from trainer.adapt_plan import AdaptPlan, RegisterPlan
     from trainer.attach_plan import AttachPlan
+    from trainer.night_plan import NightPlan, stage_plan
     from trainer.plan import Plan
 
-    kinds = {"device": DeviceConfig, "register": RegisterPlan, "adapt": AdaptPlan, "attach": AttachPlan, "stage": Plan}
+    if path.stem == "nightly-stage":  # a plan but for what each night says itself
+        assert "[[recordings]]" in stage_plan(path, Path("stages/2"), Path("stages/1"), ["new.mcap"])
+        return
+    kinds = {"device": DeviceConfig, "register": RegisterPlan, "adapt": AdaptPlan, "attach": AttachPlan}
+    kinds |= {"stage": Plan, "nightly": NightPlan, "notify": Targets}
     assert load(path, kinds[path.stem.partition("-")[0]])
 
 

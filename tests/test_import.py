@@ -134,6 +134,7 @@ def test_of_a_film_cut_short_the_readable_part_is_used(share: float, tmp_path: P
     assert sum(len(run.data) for run in recording.samples("cam0")) == report.samples["cam0"]
 
 
+@pytest.mark.slow
 @given(place=st.floats(0.02, 0.98), wild=st.binary(min_size=1, max_size=3_000))
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_damaged_film_is_read_in_part_or_refused(place: float, wild: bytes, tmp_path: Path) -> None:

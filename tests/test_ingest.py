@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -24,6 +24,7 @@ from lineside import mqtt, topics, wire
 from lineside.clock import NS, SystemClock
 from lineside.messages import Ack, Message, Score, Tombstone
 from lineside.plant import BrokerProcess, PlantConfig
+from tests.line_broker import wait
 
 SCORE = Score(
     device="press-3",
@@ -43,24 +44,17 @@ SCORE = Score(
 )
 
 
-def wait(condition: Callable[[], object], seconds: float = 15.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return bool(condition())
-
-
 class Line:
     """One plant with a real broker and store."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **tls: str) -> None:
         self.folder = folder
         (folder / "secrets").mkdir()
         for user in ("hub", "operator", "press-3", "press-4"):
             (folder / "secrets" / f"{user}.password").write_text(f"secret of {user}")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            process = BrokerProcess(port=probe.getsockname()[1])
+            process = BrokerProcess(port=probe.getsockname()[1], **tls)
         self.plant = PlantConfig(site="line1", devices=["press-3", "press-4"], broker=process)
         self.broker = Broker(self.plant, folder, SystemClock())
         self.broker.start()
@@ -90,7 +84,7 @@ class Device:
         )
         self.client.on_subscribe = lambda *_: heard.set()
         mqtt.connect(self.client, config)
-        assert heard.wait(5)
+        assert heard.wait(60)
 
     def _hear(self, topic: str, payload: bytes) -> None:
         kind = topics.parse(topic)[2]

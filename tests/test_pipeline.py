@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from edge.commissioning import Commissioning
 from edge.config import AlarmSettings, DeviceConfig, DeviceSettings, SensorSettings
@@ -15,7 +16,7 @@ from edge.faults import Injector
 from edge.pipeline import Pipeline
 from edge.replay import commission, recorded, simulated, through
 from lineside.clock import NS
-from lineside.errors import ConfigError, LinesideError, RecordingError
+from lineside.errors import ConfigError, LinesideError, RecordingError, ReleaseError
 from lineside.messages import Alarm, Embeddings, Score
 from lineside.recording import About, Label, Recorder, Recording
 
@@ -137,6 +138,7 @@ def test_all_sensors_away_is_noticed_by_time_alone(ensemble):
     assert {m.subject for m in changes if m.state == "raised"} == {"cam0", "mic0"}
 
 
+@pytest.mark.slow
 def test_commissioning_leaves_out_what_is_labelled_as_a_fault(encoders, recording, tmp_path):
     fault = Label(START_NS + 20 * NS, START_NS + 60 * NS, "jam", fault=True)
     with Recorder(tmp_path / "labelled.mcap", recording.about) as recorder:
@@ -203,6 +205,59 @@ def test_what_an_anomaly_alarm_tells_of_is_neither_learned_nor_watched_as_drift(
     learned_from = int(pipeline.monitor.state()["heard"])
     assert any(isinstance(message, Alarm) for message in heard) == bool(fault)
     assert (len(scores) - learned_from >= left_out) if fault else (learned_from == len(scores))
+
+
+class Sick(Encoder):
+    """An encoder that is of no use any more from some window on: it gives NaN, or fails."""
+
+    def encode(self, batch):
+        if self.card.space == "failing":
+            raise ReleaseError("runtime", self.card.name, "cannot run (out of memory)", "export it again")
+        made = super().encode(batch)
+        return made._replace(features=np.full_like(made.features, np.nan))
+
+
+@pytest.mark.parametrize("how", ["nan", "failing"])
+def test_a_sensor_whose_encoder_makes_no_sense_leaves_by_name_and_the_rest_scores(ensemble, how):
+    well = ensemble.encoders["camera"]
+    card = structs.replace(well.card, space=how)
+    sick = replace(ensemble, encoders={**ensemble.encoders, "camera": Sick(card, well.spec, "cpu", well._session)})
+    pipeline = Pipeline(CONFIG)
+    pipeline.ensemble = sick
+    messages = [m for s in simulated(CONFIG, Path(), START_NS + 1000 * NS, 8.0) for m in pipeline.push(s)]
+    scores = [m for m in messages if isinstance(m, Score)]
+    assert len(scores) > 10
+    assert {s.absent["cam0"] for s in scores} == {"senseless"}
+    assert all(list(s.contributions) == ["mic0"] and np.isfinite(s.evidence) for s in scores)
+    assert [(m.kind, m.subject) for m in messages if isinstance(m, Alarm)] == [("sensor", "cam0")]
+    assert any("out of memory" in problem for problem in pipeline.problems) == (how == "failing")
+    pipeline.ensemble = ensemble
+    after = [m for s in simulated(CONFIG, Path(), START_NS + 1010 * NS, 8.0) for m in pipeline.push(s)]
+    assert [m.state for m in after if isinstance(m, Alarm)] == ["cleared"]
+    assert list(after[-1].contributions) == ["cam0", "mic0"]
+
+
+@pytest.mark.parametrize("fault", ["muted", "misaligned_part"])
+def test_an_alarm_that_stands_raised_is_cleared_by_whoever_comes_after_a_restart(ensemble, fault):
+    def alarms(pipeline, from_s, to_s, kind):
+        injector, heard = Injector(), []
+        if kind:
+            injector.start(kind, START_NS + 9_000 * NS)
+        for samples in simulated(CONFIG, Path(), START_NS + from_s * NS, to_s - from_s):
+            heard += [m for m in pipeline.push(injector.apply(samples)) if isinstance(m, Alarm)]
+        return heard
+
+    first, second = Pipeline(CONFIG), Pipeline(CONFIG)
+    first.ensemble = second.ensemble = ensemble
+    [raised] = alarms(first, 1000, 1010, fault)
+    assert raised.state == "raised"
+    assert bool(first.out) == (fault == "muted")
+    second.recall(first.remember())
+    assert second.out == first.out
+    [cleared] = alarms(second, 1012, 1024, "")
+    assert (cleared.state, cleared.key) == ("cleared", raised.key)
+    assert second.out == {}
+    assert first.counters.flagged["mic0"]["silent"] == (19 if fault == "muted" else 0)  # a window each half second
 
 
 @pytest.mark.slow

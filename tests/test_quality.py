@@ -49,7 +49,8 @@ GOOD = [pictures(SCENE), sound(NOISE), sound(NOISE + 300), sound(NOISE / 200), s
 
 
 def test_every_flag_that_samples_can_have_is_tested() -> None:
-    assert set(BAD) == set(FLAGS) - {"absent", "unfit"}  # which the samples of a window cannot show
+    beside = {"absent", "unfit", "senseless", "defocused"}  # three that samples do not show, and one tested below
+    assert set(BAD) == set(FLAGS) - beside
 
 
 @pytest.mark.parametrize("flag", sorted(BAD))
@@ -96,3 +97,39 @@ def test_wild_samples_get_known_flags_and_no_warning(windows: list[Window]) -> N
             assert quality.flags(one) <= set(FLAGS)
             if one.modality == "series" and not np.isfinite(one.data).all():
                 assert "not-a-number" in quality.flags(one)
+
+
+# out of focus
+
+
+def blurred(scene: np.ndarray, px: float) -> Window:
+    import cv2
+
+    soft = cv2.GaussianBlur(scene.astype(np.uint8), (0, 0), px)
+    return window("camera", np.clip(soft + rng.integers(-2, 3, (4, *scene.shape)), 0, 255).astype(np.uint8))
+
+
+BLOCKS = np.kron(rng.integers(30, 220, (12, 16, 3)), np.ones((10, 10, 1))).astype(np.uint8)
+
+
+def test_a_picture_out_of_focus_is_told_until_it_is_sharp_again() -> None:
+    quality = Quality()
+    told = [quality.flags(blurred(BLOCKS, px)) for px in (0.3, 0.3, 0.5, 5.0, 5.0, 0.3)]
+    assert told == [frozenset()] * 3 + [frozenset({"defocused"})] * 2 + [frozenset()]
+
+
+@pytest.mark.parametrize("light", [0.3, 0.6, 1.1])
+def test_light_that_changes_is_not_out_of_focus(light: float) -> None:
+    quality = Quality()
+    quality.flags(blurred(BLOCKS, 0.3))
+    assert not quality.flags(blurred(BLOCKS * light, 0.3))
+
+
+def test_a_camera_that_stays_soft_for_hours_is_taken_as_it_is() -> None:
+    quality = Quality()
+    quality.flags(blurred(BLOCKS, 0.3))
+    soft = blurred(BLOCKS, 4.0)
+    moved = Window("s0", "camera", 0, NS, 10.0, soft.data[::-1], 0)
+    flags = [quality.flags(one) for _ in range(9_000) for one in (soft, moved)]
+    assert flags[0] == {"defocused"}
+    assert not flags[-1]

@@ -152,6 +152,18 @@ def test_a_flipped_bit_never_changes_what_is_read(place: float, bit: int, whole:
     assert read == samples[: len(read)]
 
 
+@pytest.mark.slow
+def test_no_flipped_bit_anywhere_is_an_error_of_a_library(whole: tuple[Path, bytes, list]) -> None:
+    """The decompressor has errors of its own, which share no base with those of the container."""
+    folder, data, samples = whole
+    for number in range(400):
+        damaged = bytearray(data)
+        damaged[number * len(data) // 400] ^= 1 << number % 8
+        (folder / "flipped.mcap").write_bytes(damaged)
+        read = read_or_refused(folder / "flipped.mcap")
+        assert read == samples[: len(read)]
+
+
 @given(data=st.binary(max_size=2_000))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_wild_bytes_are_refused_or_empty(data: bytes, whole: tuple[Path, bytes, list]) -> None:

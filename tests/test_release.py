@@ -99,3 +99,14 @@ def test_the_self_test_knows_a_right_encoder_from_a_wrong_one() -> None:
         with pytest.raises(ReleaseError) as refused, np.errstate(invalid="ignore"):
             release.self_test(card, wrong)
         assert refused.value.check == "golden"
+
+
+def test_windows_of_another_length_are_refused_and_any_will_do_where_nobody_knows() -> None:
+    card = changed(tiny_encoder.card("camera", 2), window_s=1.0)
+    for other in (card, changed(card, window_s=0.0)):
+        release.accept(other, {}, 1.0)
+        release.accept(other, {})
+    with pytest.raises(ReleaseError, match=r"windows of 1 s, and would get windows of 2 s") as refused:
+        release.accept(card, {}, 2.0)
+    assert refused.value.check == "windows"
+    release.accept(changed(card, window_s=0.0), {}, 2.0)

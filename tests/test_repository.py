@@ -20,6 +20,7 @@ from lineside.clock import NS, SimulatedClock
 from lineside.errors import ConfigError, ReleaseError
 from lineside.plant import PlantConfig
 from lineside.release import Gate, Waiver
+from lineside.targets import Candidate
 from tests import killed as killed_at
 from tests import tiny_encoder
 
@@ -48,6 +49,18 @@ def state(repo: Repository) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in repo.roles.folder.rglob("*") if path.is_file()}
 
 
+def take(repo: Repository, *files: Path) -> None:
+    """Publish encoders and let every device run them, as a rollout's last ring does."""
+    named = {one.modality: one.version for one in repo.publish(files)}
+    if new := {modality: version for modality, version in named.items() if versions(repo)[modality] != version}:
+        repo.offer(new, candidate())
+        repo.settle("7f", taken=True)
+
+
+def candidate(**fields: object) -> Candidate:
+    return Candidate(**{"rollout": "7f", "version": 0, "targets": {}, "percent": 100.0, **fields})  # type: ignore[arg-type]
+
+
 def refused(check: str, repo: Repository, *files: Path) -> ReleaseError:
     """Publishing is refused by the name of that check, and nothing in the repository is changed."""
     before = state(repo)
@@ -60,7 +73,7 @@ def refused(check: str, repo: Repository, *files: Path) -> ReleaseError:
 
 def test_every_role_has_its_key_and_its_time(repo: Repository) -> None:
     holds = repo.refresh()
-    assert {role: round(days) for role, days in holds.items()} == {
+    assert {role: round(hold.days) for role, hold in holds.items()} == {
         "root": 365,
         "targets": 365,
         "camera": 365,
@@ -69,12 +82,13 @@ def test_every_role_has_its_key_and_its_time(repo: Repository) -> None:
         "timestamp": 7,
     }
     keys = sorted(repo.roles.keys.glob("*.pem"))
-    assert [key.stem for key in keys] == sorted(holds)
+    assert [key.stem for key in keys] == sorted({*holds, "root-1", "root-2", "root-3"} - {"root"})
     assert {stat.S_IMODE(key.stat().st_mode) for key in keys} == {0o600}
     assert all(b"BEGIN PRIVATE KEY" in key.read_bytes() for key in keys)
     root = repo.roles.read("root").signed
     assert root.consistent_snapshot
-    assert len({role.keyids[0] for role in root.roles.values()}) == 4
+    assert len({keyid for role in root.roles.values() for keyid in role.keyids}) == 6
+    assert {name: role.threshold for name, role in root.roles.items() if role.threshold > 1} == {"root": 2}
     delegated = repo.roles.read("targets").signed.delegations.roles
     assert {name: (role.paths, role.terminating) for name, role in delegated.items()} == {
         "camera": (["models/camera/*"], True),
@@ -128,7 +142,7 @@ def test_only_the_plant_answers_for_a_failed_gate(repo: Repository, tmp_path: Pa
 
 
 def test_publishing_needs_no_offline_key_and_no_other_modality(repo: Repository, tmp_path: Path) -> None:
-    for role in ("root", "targets", "microphone"):
+    for role in ("root-1", "root-2", "root-3", "targets", "microphone"):
         (repo.roles.keys / f"{role}.pem").unlink()
     repo.publish([tiny_encoder.write(tmp_path, "camera", 1)])
     assert versions(repo) == {"camera": 1}
@@ -145,13 +159,58 @@ def test_the_same_publication_twice_is_one(repo: Repository, tmp_path: Path) -> 
     assert state(repo) == before
 
 
+def test_a_later_version_is_only_added_and_an_offer_names_the_rings(repo: Repository, tmp_path: Path) -> None:
+    repo.publish([tiny_encoder.write(tmp_path, "camera", 1)])
+    (published,) = repo.publish([tiny_encoder.write(tmp_path, "camera", 2)])
+    assert (published.version, published.pointed, sorted(published.sha256)) == (2, False, ["fp32"])
+    assert versions(repo) == {"camera": 1}
+    repo.offer({"camera": 2}, candidate(devices=["edge-1"], percent=0.0))
+    pointed = repo.pointed()["camera"]
+    assert (pointed.version, pointed.candidate.version, pointed.candidate.targets) == (
+        1, 2, {"fp32": "models/camera/camera-2.onnx"},
+    )  # fmt: skip
+    assert pointed.wanted("edge-1") == (2, published.sha256)
+    assert pointed.wanted("edge-2")[0] == 1
+    repo.publish([tiny_encoder.write(tmp_path, "camera", 2, precision="int8")])  # one more precision of what is offered
+    assert sorted(repo.pointed()["camera"].candidate.targets) == ["fp32", "int8"]
+    before = state(repo)
+    repo.offer({"camera": 2}, candidate(devices=["edge-1"], percent=0.0))
+    repo.settle("another", taken=True)
+    assert state(repo) == before
+    repo.settle("7f", taken=False)
+    assert (repo.pointer("camera").candidate, repo.pointer("camera").history) == (None, [])
+    repo.offer({"camera": 2}, candidate())
+    repo.settle("7f", taken=True)
+    assert (repo.pointer("camera").version, repo.pointer("camera").history) == (2, [1])
+    for version in (None, 9):
+        with pytest.raises(ReleaseError) as error:
+            repo.published("microphone", version)
+        assert error.value.check == "missing"
+
+
+def test_an_offer_is_measured_beside_all_that_the_others_may_run(repo: Repository, tmp_path: Path) -> None:
+    repo.publish([tiny_encoder.write(tmp_path, modality, 1) for modality in PLANT.modalities])
+    repo.publish([tiny_encoder.write(tmp_path, modality, 2, space="s2") for modality in PLANT.modalities])
+    repo.publish([tiny_encoder.write(tmp_path, "camera", 3)])
+    before = state(repo)
+    with pytest.raises(ReleaseError) as error:
+        repo.offer({"camera": 2}, candidate())
+    assert (error.value.check, state(repo) == before) == ("space", True)
+    repo.offer({"camera": 2, "microphone": 2}, candidate(percent=10.0))
+    with pytest.raises(ReleaseError) as error:  # beside microphone-1 it may run, beside the candidate not
+        repo.point("camera", 3)
+    assert error.value.check == "space"
+    repo.settle("7f", taken=False)
+    assert repo.point("camera", 3).version == 3
+
+
 def test_a_modality_goes_back_by_newer_metadata(repo: Repository, tmp_path: Path) -> None:
     for version in (1, 2, 3):
-        repo.publish([tiny_encoder.write(tmp_path, "camera", version)])
+        take(repo, tiny_encoder.write(tmp_path, "camera", version))
     number = repo.roles.read("camera").signed.version
     assert repo.step_back("camera").version == 2
     assert repo.roles.read("camera").signed.version == number + 1
-    repo.publish([tiny_encoder.write(tmp_path, "camera", 4)])
+    take(repo, tiny_encoder.write(tmp_path, "camera", 4))
     assert repo.step_back("camera").version == 2  # what ran before 4, not the 3 that was taken back
     assert repo.step_back("camera").version == 1
     with pytest.raises(ReleaseError, match="its first") as error:
@@ -175,9 +234,7 @@ def test_what_accept_refuses_is_refused(repo: Repository, tmp_path: Path) -> Non
     failed = tiny_encoder.release.Gate("drift", 2.0, 1.0, at_most=True)
     refused("gates", repo, tiny_encoder.write(tmp_path, "camera", 1, gates=[failed]))
     repo.publish([tiny_encoder.write(tmp_path, modality, 1) for modality in ("camera", "microphone")])
-    alone = tiny_encoder.write(tmp_path, "camera", 2, space="s2")
-    refused("space", repo, alone)
-    repo.publish([alone, tiny_encoder.write(tmp_path, "microphone", 2, space="s2")])
+    take(repo, *(tiny_encoder.write(tmp_path, modality, 2, space="s2") for modality in ("camera", "microphone")))
     assert versions(repo) == {"camera": 2, "microphone": 2}
     with pytest.raises(ReleaseError) as error:  # one modality alone cannot go back to another space either
         repo.step_back("camera")
@@ -207,8 +264,7 @@ def test_metadata_that_somebody_else_wrote_is_not_signed_again(repo: Repository,
     path.write_bytes(good[: len(good) // 2])
     refused("metadata", repo, tiny_encoder.write(tmp_path, "camera", 2))
     path.write_bytes(good)
-    repo.publish([tiny_encoder.write(tmp_path, "camera", 2)])
-    assert versions(repo) == {"camera": 2}
+    assert repo.publish([tiny_encoder.write(tmp_path, "camera", 2)])[0].version == 2
 
 
 def test_files_of_a_publication_that_was_killed_do_not_count(repo: Repository, tmp_path: Path) -> None:
@@ -216,10 +272,10 @@ def test_files_of_a_publication_that_was_killed_do_not_count(repo: Repository, t
     repo.publish([tiny_encoder.write(tmp_path, "camera", 1)])
     timestamp = repo.roles.folder / "metadata" / "timestamp.json"
     old = timestamp.read_bytes()
-    repo.publish([tiny_encoder.write(tmp_path, "camera", 2)])
+    take(repo, tiny_encoder.write(tmp_path, "camera", 2))
     timestamp.write_bytes(old)
     assert versions(repo) == {"camera": 1}
-    repo.publish([tiny_encoder.write(tmp_path, "camera", 3)])
+    take(repo, tiny_encoder.write(tmp_path, "camera", 3))
     assert versions(repo) == {"camera": 3}
     assert sorted(repo.roles.read("camera").signed.targets) == [
         "models/camera/camera-1.onnx",
@@ -238,9 +294,9 @@ def test_a_kill_at_any_step_of_a_publication_leaves_the_old_or_the_new(repo: Rep
         for part in ("keys", "repository"):
             shutil.copytree(tmp_path / part, folder / part)
         copy = repository.of(PLANT, folder, SimulatedClock(START_NS))
-        killed = killed_at.before_step(step, lambda copy=copy: copy.publish(files))
+        killed = killed_at.before_step(step, lambda copy=copy: take(copy, *files))
         seen.append(versions(copy))
-        copy.publish(files)  # and nothing left behind is in the way
+        take(copy, *files)  # and nothing left behind is in the way
         assert versions(copy) == {"camera": 2, "microphone": 2}
         step += 1
     old, new = ({modality: version for modality in PLANT.modalities} for version in (1, 2))
@@ -253,14 +309,21 @@ def test_a_kill_at_any_step_of_a_publication_leaves_the_old_or_the_new(repo: Rep
 def test_a_refresh_renews_what_ends_soon_and_only_with_its_key(repo: Repository, clock: SimulatedClock) -> None:
     clock.sleep(5 * DAY_S)
     before = repo.roles.read("targets").signed.version
-    assert round(repo.refresh()["timestamp"]) == 7
+    assert round(repo.refresh()["timestamp"].days) == 7
     assert repo.roles.read("targets").signed.version == before
     clock.sleep(300 * DAY_S)
-    (repo.roles.keys / "root.pem").rename(repo.roles.keys / "root.away")
+    for number in (1, 2):  # one of three is not enough
+        (repo.roles.keys / f"root-{number}.pem").rename(repo.roles.keys / f"away-{number}")
     holds = repo.refresh()
-    assert (round(holds["targets"]), round(holds["camera"]), round(holds["root"])) == (365, 365, 60)
-    (repo.roles.keys / "root.away").rename(repo.roles.keys / "root.pem")
-    assert round(repo.refresh()["root"]) == 365
+    assert {role: round(hold.days) for role, hold in holds.items() if role not in ("snapshot", "timestamp")} == {
+        "root": 60,
+        "targets": 365,
+        "camera": 365,
+        "microphone": 365,
+    }
+    assert (holds["root"].level, holds["targets"].level) == ("warning", "fresh")
+    (repo.roles.keys / "away-1").rename(repo.roles.keys / "root-1.pem")
+    assert round(repo.refresh()["root"].days) == 365
     assert (repo.roles.folder / "metadata" / "2.root.json").is_file()
     assert (repo.roles.folder / "metadata" / "1.root.json").is_file()
 
@@ -271,11 +334,11 @@ def asked(**fields: object) -> begin.Asked:
 
 
 def test_init_makes_a_plant_and_says_what_goes_where(tmp_path: Path, clock: SimulatedClock) -> None:
-    told = begin.begin(tmp_path / "plant", asked(), clock)
+    told = begin.begin(tmp_path / "plant", asked(), clock).told
     plant = config.load(tmp_path / "plant" / "plant.toml", PlantConfig)
     assert (plant.site, plant.devices, plant.modalities) == ("line1", ["edge-1"], ("camera",))
     assert (plant.broker.port, plant.hub.port, plant.hub.demo) == (1999, 8099, True)
-    assert any("keep offline" in line and "root.pem" in line and "targets.pem" in line for line in told)
+    assert any("keep offline" in line and "root-1.pem" in line and "targets.pem" in line for line in told)
     assert any(line.startswith("edge-1: copy") and "edge-1.password" in line and "root.json" in line for line in told)
     secrets = [credentials.path(plant, tmp_path / "plant", user) for user in ("hub", "operator", "edge-1")]
     assert {stat.S_IMODE(path.stat().st_mode) for path in secrets} == {0o600}
@@ -288,7 +351,7 @@ def test_init_again_keeps_what_is_there_and_adds_what_is_new(tmp_path: Path, clo
     kept = {path: path.read_bytes() for folder in ("keys", "secrets") for path in (tmp_path / folder).iterdir()}
     file = tmp_path / "plant.toml"
     file.write_text(file.read_text().replace('["edge-1"]', '["edge-1", "edge-2"]').replace('a"]', 'a", "series"]'))
-    told = begin.begin(tmp_path, asked(devices=(), site=""), clock)
+    told = begin.begin(tmp_path, asked(devices=(), site=""), clock).told
     assert any("new roles series" in line for line in told)
     assert {path: path.read_bytes() for path in kept} == kept
     assert (tmp_path / "keys" / "series.pem").is_file()
@@ -324,7 +387,7 @@ def test_a_pointer_to_something_else_is_refused(text: str) -> None:
 
 def test_a_pointer_is_small_readable_json(repo: Repository, tmp_path: Path) -> None:
     repo.publish([tiny_encoder.write(tmp_path, "camera", 1)])
-    repo.publish([tiny_encoder.write(tmp_path, "camera", 2)])
+    take(repo, tiny_encoder.write(tmp_path, "camera", 2))
     sha = repo.roles.read("camera").signed.targets["models/camera/current.json"].hashes["sha256"]
     stored = repo.roles.folder / "targets" / "models" / "camera" / f"{sha}.current.json"
     assert json.loads(stored.read_text()) == {

@@ -22,7 +22,6 @@ import pytest
 from edge.config import SensorSettings
 from edge.sensors.camera import Camera, Thinned
 from edge.sensors.inbox import Inbox
-from edge.sensors.pace import Grid
 from edge.sensors.series import Series
 from edge.sensors.table import SENSORS, open_sensor
 from lineside.clock import NS, Clock, SimulatedClock, SystemClock
@@ -94,11 +93,14 @@ ROWS: dict[str, Callable[[Path], SensorSettings]] = {
 }
 
 
-def keeps_promises(settings: SensorSettings, clock: Clock, folder: Path) -> None:
+def keeps_promises(settings: SensorSettings, clock: Clock, folder: Path, isolated: bool = False) -> None:
     """Samples rise in time, have the promised type and shape, and `close` from another thread ends them soon."""
     origin_ns = clock.now_ns()
-    sensor = open_sensor(settings, clock, origin_ns, folder)
-    runs = list(islice(sensor.samples(), 5))
+    sensor = open_sensor(settings, clock, origin_ns, folder, isolated=isolated)
+    stream = sensor.samples()
+    runs = list(islice(stream, 5))
+    sensor.close()
+    stream.close()
     assert len(runs) == 5
     for run in runs:
         assert (run.sensor, run.modality) == (settings.name, settings.modality)
@@ -117,7 +119,7 @@ def keeps_promises(settings: SensorSettings, clock: Clock, folder: Path) -> None
     assert starts == sorted(set(starts))
     assert origin_ns - NS < starts[0] < origin_ns + 3 * NS
 
-    sensor = open_sensor(settings, clock, clock.now_ns(), folder)
+    sensor = open_sensor(settings, clock, clock.now_ns(), folder, isolated=isolated)
     stream = sensor.samples()
     next(stream)
     threading.Timer(0.05, sensor.close).start()
@@ -134,6 +136,11 @@ def test_every_row_of_the_table_is_tested() -> None:
 @pytest.mark.parametrize("source", sorted(set(ROWS) - {"microphone"}))
 def test_sensor_keeps_its_promises(source: str, tmp_path: Path) -> None:
     keeps_promises(ROWS[source](tmp_path), SystemClock(), tmp_path)
+
+
+@pytest.mark.parametrize("source", sorted(name for name, row in SENSORS.items() if row.driver and name != "microphone"))
+def test_a_sensor_in_a_process_of_its_own_keeps_the_same_promises(source: str, tmp_path: Path) -> None:
+    keeps_promises(ROWS[source](tmp_path), SystemClock(), tmp_path, isolated=True)
 
 
 MISSING = {
@@ -285,20 +292,6 @@ def test_a_full_inbox_counts_what_it_drops_and_fails_after_the_rest() -> None:
 def test_silence_of_a_driver_is_an_error() -> None:
     with pytest.raises(SensorError, match=r"s: nothing came for 0.05 s; plug it in"):
         next(Inbox[int]("s", 2).items(stall_s=0.05, first_s=0.05, mend="plug it in"))
-
-
-def test_the_grid_of_a_live_stream_is_even_under_jitter_and_starts_anew_at_a_gap() -> None:
-    grid, rng = Grid(16_000.0), np.random.default_rng(1)
-    starts, jumps = [], 0
-    for k in range(200):
-        late_s = abs(rng.normal(0, 0.004)) + (1.0 if k >= 100 else 0.0)
-        start_ns, jumped = grid.place(round((k * 0.1 + late_s) * NS), 1_600)
-        starts.append(start_ns)
-        jumps += jumped
-    steps = np.diff(starts) / NS
-    assert jumps == 1
-    assert steps.argmax() == 99
-    assert np.abs(np.delete(steps, 99) - 0.1).max() < 0.0005
 
 
 # series
@@ -460,6 +453,7 @@ def hear(folder: Path) -> None:
     assert np.abs(steps - 0.1).max() < 0.01, steps
     assert -0.2 < late_s[0] < 1.0, late_s
     keeps_promises(settings, clock, folder)
+    keeps_promises(settings, clock, folder, isolated=True)
     refused = SensorSettings(name="mic0", modality="microphone", source="microphone", device="no such thing")
     with pytest.raises(SensorError, match=r"cannot open no such thing at 16000 Hz .*; inputs are .*filemic"):
         next(open_sensor(refused, clock, 0, folder).samples())

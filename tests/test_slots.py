@@ -137,6 +137,7 @@ def test_two_damaged_slots_run_nothing_and_say_so(slots: Slots, tmp_path: Path) 
     assert running(slots) == (3, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [(), (1,), (1, 2)])
 def test_a_kill_at_any_step_leaves_the_old_or_the_new(tmp_path: Path, before: tuple[int, ...]) -> None:
     seen, step, killed = set(), 0, True

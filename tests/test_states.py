@@ -52,7 +52,7 @@ def named(state):
 
 def judged(known, rows, sensors):
     count = len(rows[sensors[0]])
-    return np.array([known.probabilities(known.logits({s: rows[s][i] for s in sensors})) for i in range(count)])
+    return np.array([np.exp(known.fused(known.logits({s: rows[s][i] for s in sensors}))) for i in range(count)])
 
 
 def calibration_error(p, state, bins=12):
@@ -126,7 +126,7 @@ def test_features_that_say_nothing_leave_the_prior():
     rng = np.random.default_rng(8)
     state = rng.choice(3, p=PRIOR, size=600)
     known = States.fit({"cam0": rng.normal(size=(600, 30)), "mic0": np.ones((600, 4))}, named(state))
-    found = known.probabilities(known.logits({"cam0": 3 * rng.normal(size=30), "mic0": np.ones(4)}))
+    found = np.exp(known.fused(known.logits({"cam0": 3 * rng.normal(size=30), "mic0": np.ones(4)})))
     assert found == pytest.approx(np.exp(known.log_prior), abs=0.1)
 
 
@@ -139,7 +139,7 @@ def test_a_missing_sensor_makes_a_smaller_game(learned):
     assert list(shapley.of_logits(one, known.log_prior).contributions) == ["mic0"]
     assert one["mic0"] == pytest.approx(both["mic0"] / known.fusion[frozenset(rows)])  # no doubt is left on its account
     assert known.logits({}) == {}
-    assert known.probabilities({}) == pytest.approx(np.exp(known.log_prior))
+    assert known.fused({}) == pytest.approx(known.log_prior)
 
 
 def test_the_game_is_played_for_the_very_probabilities_that_are_told(learned):
@@ -147,7 +147,7 @@ def test_the_game_is_played_for_the_very_probabilities_that_are_told(learned):
     rows, _ = line.draw(50, 10)
     for i in range(50):
         logits = known.logits({sensor: row[i] for sensor, row in rows.items()})
-        p, decision = known.probabilities(logits), shapley.of_logits(logits, known.log_prior)
+        p, decision = np.exp(known.fused(logits)), shapley.of_logits(logits, known.log_prior)
         assert decision.label == p.argmax()
         gain = math.log(p[decision.label]) - known.log_prior[decision.label]
         assert sum(decision.contributions.values()) == pytest.approx(gain, abs=1e-9)

@@ -1,5 +1,6 @@
 """What the station says of itself, and what is judged by it: edge.station, and states in commissioning."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from edge.commissioning import Commissioning
 from edge.config import DeviceConfig, DeviceSettings, SensorSettings
 from edge.encoder import Encoder
 from edge.ensemble import Ensemble
+from edge.faults import Injector
 from edge.pipeline import Pipeline
 from edge.replay import commission, through
 from edge.sensors.simulation import LineSamples
@@ -164,13 +166,15 @@ def test_samples_of_the_simulated_line_know_their_product() -> None:
 
 def test_scores_say_which_state_sensors_see_and_who_says_so(ensemble: Ensemble) -> None:
     _, scores, _ = watched(ensemble, "product b", "b")
-    assert all(sum(score.states.values()) == pytest.approx(1.0) for score in scores)
-    assert np.mean([max(score.states, key=score.states.__getitem__) == "product b" for score in scores]) > 0.95
+    assert all(np.exp([*score.state_logits.values()]).sum() == pytest.approx(1.0) for score in scores)
+    assert (
+        np.mean([max(score.state_logits, key=score.state_logits.__getitem__) == "product b" for score in scores]) > 0.95
+    )
     assert ensemble.recogniser is not None
     for score in scores:  # Shapley: together they are what is known beyond the prior
-        likeliest = max(score.states, key=score.states.__getitem__)
+        likeliest = max(score.state_logits, key=score.state_logits.__getitem__)
         prior = ensemble.recogniser.log_prior[ensemble.recogniser.index(likeliest)]
-        gained = np.log(max(score.states[likeliest], 1e-6)) - prior
+        gained = max(score.state_logits[likeliest], np.log(1e-6)) - prior
         assert sum(score.state_contributions.values()) == pytest.approx(gained, abs=1e-6)
 
 
@@ -185,3 +189,82 @@ def test_contributions_of_late_are_known_by_state_and_after_a_restart(ensemble: 
     again = Pipeline(CONFIG)
     again.recall(pipeline.remember())
     assert again.contributions.summary("product b") == said
+
+
+KINDS = (("bearing_noise", 80), ("misaligned_part", 110), ("muted", 140))  # seconds after START_NS
+FAULT_S = 20
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    """Eighty seconds of product a, then faults with labels, and time to be well between them."""
+    path = tmp_path_factory.mktemp("faults") / "faulty.mcap"
+    injector = Injector()
+    left = list(KINDS)
+    with Recorder(path, About(station="press", sensors={"cam0": "camera", "mic0": "microphone"})) as recorder:
+        for kind, at in KINDS:
+            start = START_NS + at * NS
+            recorder.label(Label(start, start + FAULT_S * NS, kind, sensor="mic0" * (kind == "muted"), fault=True))
+        for samples in made(0, 170, "a"):
+            while left and samples.start_ns >= START_NS + left[0][1] * NS:
+                kind, at = left.pop(0)
+                injector.start(kind, START_NS + (at + FAULT_S) * NS)
+            recorder.write(injector.apply(samples))
+    return Recording(path)
+
+
+STATELESS = DeviceConfig(device=DeviceSettings(id="edge-1", site="line1", station="press"), sensors=settings("a"))
+
+
+@pytest.fixture(scope="module")
+def shown(faulty: Recording) -> Commissioning:
+    encoders = {m: Encoder.load(DATA / f"{m}-1.onnx") for m in ("camera", "microphone")}
+    return commission(STATELESS, Ensemble(encoders), faulty)
+
+
+def seen(shown: Commissioning, kind: str) -> list[Score]:
+    """Scores of another stretch of the line under a fault, from a second after it began on."""
+    pipeline, injector = Pipeline(STATELESS), Injector()
+    pipeline.ensemble = shown.ensemble(
+        {m: Encoder.load(DATA / f"{m}-1.onnx") for m in ("camera", "microphone")}, STATELESS
+    )
+    if kind:
+        injector.start(kind, START_NS + 2000 * NS)
+    messages = through(pipeline, (injector.apply(samples) for samples in made(1000, 15, "a")))
+    return [one for one in messages if isinstance(one, Score)][2:]
+
+
+@pytest.mark.slow
+def test_kinds_of_faults_that_labels_tell_of_are_recognised_and_no_part_of_normal_running(shown: Commissioning) -> None:
+    assert shown.shown is not None
+    assert set(shown.shown.states) == {"bearing_noise", "misaligned_part", "muted"}
+    for kind, at in KINDS:
+        span = range(START_NS + at * NS, START_NS + (at + FAULT_S) * NS)
+        learned = [moment for moment, start in zip(shown.moments, shown.start_ns, strict=True) if start in span]
+        # The label of the silent microphone names it alone: what the camera saw then was normal.
+        assert all({*moment} == {"cam0"} for moment in learned) if kind == "muted" else not learned
+    for kind, name in (("", "normal"), ("bearing_noise", "bearing_noise"), ("misaligned_part", "misaligned_part")):
+        scores = seen(shown, kind)
+        # A silent microphone is its health rule's to tell: it has no good window to be known by.
+        assert {*scores[0].state_logits} == {"normal", "bearing_noise", "misaligned_part"}
+        likeliest = [max(one.state_logits, key=one.state_logits.__getitem__) for one in scores]
+        assert np.mean([one == name for one in likeliest]) > 0.8, (kind, likeliest)
+        assert np.exp([*scores[0].state_logits.values()]).sum() == pytest.approx(1.0)
+        assert {*scores[0].state_contributions} == {"cam0", "mic0"}
+
+
+@pytest.mark.slow
+def test_what_was_shown_is_kept_in_the_file_and_with_what_was_known(shown: Commissioning, tmp_path: Path) -> None:
+    shown.save(tmp_path / "kept.npz")
+    again = Commissioning.load(tmp_path / "kept.npz")
+    assert again.shown is not None
+    assert shown.shown is not None
+    assert again.shown.states == shown.shown.states
+    for one, other in zip(again.shown.moments, shown.shown.moments, strict=True):
+        assert all((one[sensor] == other[sensor]).all() for sensor in other)
+    assert len(again.moments) == len(shown.moments)
+    live = replace(again, shown=None)
+    assert live.after(shown).shown is shown.shown
+    both = again.after(shown).shown
+    assert both is not None
+    assert len(both.moments) == 2 * len(shown.shown.moments)

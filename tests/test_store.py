@@ -2,14 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pwd
-import shutil
-import socket
-import sqlite3
-import subprocess
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,50 +9,22 @@ import msgspec
 import pytest
 import sqlalchemy as sa
 
-from hub import backup, bench
-from hub.lock import only_one
+from hub.bench import store_rate
 from hub.store import PRAGMAS, Store, database_url
 from hub.tables import KEPT, Row, row
 from lineside import wire
 from lineside.clock import NS, SystemClock
 from lineside.errors import ConfigError, WireError
+from lineside.lock import only_one
 from lineside.messages import Alarm, Embedding, Embeddings, Health, Message, Score, Tombstone
 from lineside.topics import TOPICS
-
-POSTGRES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/usr/lib/postgresql"))
+from tests import line_postgres
 
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[str]:
-    """The URL of a PostgreSQL server of our own, in a temporary folder."""
-    if not (POSTGRES / "initdb").exists():
-        pytest.skip(f"PostgreSQL is not installed ({POSTGRES})")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    account = pwd.getpwnam("postgres") if os.geteuid() == 0 else None
-    as_user = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if account else {}
-    folder = Path(tempfile.mkdtemp(prefix="lineside-pg-"))
-    if account:
-        os.chown(folder, account.pw_uid, account.pw_gid)
-    make = [POSTGRES / "initdb", "-D", folder / "data", "-A", "trust", "-U", "plant"]
-    subprocess.run(make, cwd=folder, check=True, capture_output=True, **as_user)
-    server = subprocess.Popen(
-        [POSTGRES / "postgres", "-D", folder / "data", "-h", "127.0.0.1", "-p", str(port), "-k", folder],
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        **as_user,
-    )
-    deadline = time.monotonic() + 30
-    ready = [POSTGRES / "pg_isready", "-h", "127.0.0.1", "-p", str(port)]
-    while subprocess.run(ready, check=False, capture_output=True).returncode:
-        assert time.monotonic() < deadline, "PostgreSQL does not start"
-        time.sleep(0.1)
-    yield f"postgresql://plant@127.0.0.1:{port}/postgres"
-    server.terminate()
-    server.wait(20)
-    shutil.rmtree(folder)
+    with line_postgres.server() as url:
+        yield url
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
@@ -72,10 +36,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     yield opened
     opened.close()
     if request.param == "postgresql":
-        engine = sa.create_engine(url)
-        with engine.begin() as connection:
-            connection.execute(sa.text("DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
-        engine.dispose()
+        line_postgres.empty(text)
 
 
 def embeddings(start_s: int, *modalities: str, device: str = "press-3") -> Embeddings:
@@ -162,8 +123,8 @@ def test_each_message_is_stored_once_and_comes_back_as_it_was(store: Store) -> N
     assert store.add([*rows, kept(score(3), 1, epoch=2)]) == 1  # the same number of another epoch is another message
     assert store.scores("press-3", limit=2) == [wire.stamped(score(2), 1, 2), wire.stamped(score(3), 2, 1)]
     assert store.alarms() == [wire.stamped(alarm("k", "raised", 3), 1, 4)]
-    counts = {"embeddings": 1, "scores": 3, "alarms": 1, "health": 1, "tombstones": 0, "acknowledgements": 0}
-    assert store.counts() == counts
+    counts = {"embeddings": 1, "scores": 3, "alarms": 1, "health": 1}
+    assert store.counts() == {**counts, "manifests": 0, "tombstones": 0, "acknowledgements": 0}
 
 
 def test_a_batch_is_committed_whole_or_not_at_all(store: Store) -> None:
@@ -254,48 +215,14 @@ def test_a_password_in_the_url_is_not_told(tmp_path: Path) -> None:
     assert "geheim" not in str(caught.value)
 
 
-def test_backup_of_a_store_in_use_and_restore(tmp_path: Path) -> None:
-    url = database_url("sqlite:///hub.db", tmp_path)
-    store = Store(url)
-    store.add([kept(score(seq), seq) for seq in range(1, 51)])
-    size = backup.backup(backup.sqlite_file(url), tmp_path / "copy.db")
-    store.add([kept(score(99), 99)])
-    store.close()
-    old = backup.restore(tmp_path / "copy.db", tmp_path / "hub.db")
-    assert size == (tmp_path / "copy.db").stat().st_size
-    assert Store(url).counts()["scores"] == 50
-    assert old is not None
-    assert Store(database_url(f"sqlite:///{old}", tmp_path)).counts()["scores"] == 51
-
-
-def test_restore_refuses_what_is_no_whole_store(tmp_path: Path) -> None:
-    store = Store(database_url("sqlite:///hub.db", tmp_path))
-    store.add([kept(score(seq), seq) for seq in range(1, 500)])
-    store.close()
-    whole = (tmp_path / "hub.db").read_bytes()
-    (tmp_path / "cut.db").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "text.db").write_text("no database at all")
-    with sqlite3.connect(tmp_path / "other.db") as other:
-        other.execute("CREATE TABLE t (x)")
-    for name in ("cut.db", "text.db", "other.db", "missing.db"):
-        with pytest.raises(ConfigError, match="lineside hub backup"):
-            backup.restore(tmp_path / name, tmp_path / "hub.db")
-    assert (tmp_path / "hub.db").read_bytes() == whole
-
-
-def test_other_databases_are_backed_up_with_their_own_tools(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="pg_dump"):
-        backup.sqlite_file(database_url("postgresql://plant@db/line1", tmp_path))
-
-
 def test_one_hub_a_state_folder(tmp_path: Path) -> None:
-    with only_one(tmp_path), pytest.raises(ConfigError, match="another hub"), only_one(tmp_path):
+    with only_one(tmp_path, "hub"), pytest.raises(ConfigError, match="another hub"), only_one(tmp_path, "hub"):
         pass
-    with only_one(tmp_path):
+    with only_one(tmp_path, "hub"):
         pass
 
 
 def test_bench_stores_every_row_and_compares_with_plain_sqlite(tmp_path: Path) -> None:
-    measured = bench.measure(2000, tmp_path, SystemClock())
+    measured = store_rate.measure(2000, tmp_path, SystemClock())
     assert measured["rows"] == 2000
     assert measured["ratio"] > 0

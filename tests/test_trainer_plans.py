@@ -776,6 +776,7 @@ def weak_and_strong(part, count=120):
     return dataset(views, {KINDS[s]: FeaturesPrepare(WIDTH, BACKBONES[KINDS[s]]) for s in views})
 
 
+@pytest.mark.slow
 def test_the_smallest_epsilon_with_which_a_stage_can_learn_is_chosen(tmp_path):
     settings = {"epochs": 3, "learning_rate": 3e-2}
     parent = learn(tmp_path / "one", weak_and_strong(0), **settings)

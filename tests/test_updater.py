@@ -79,6 +79,7 @@ class Bench:
 
     def publish(self, modality: str, version: int, **card: object) -> None:
         self.repo.publish([tiny_encoder.write(self.folder, modality, version, **card)])
+        self.repo.point(modality, version)
 
     def update(self, modality: str = "camera") -> int:
         """What the agent does: fetch, then switch; the version in use."""
