@@ -17,6 +17,7 @@ from hub.desk import Desk
 from hub.ingest import Ingest
 from hub.inhibition import Floor
 from hub.metrics import TimedKeeper
+from hub.overview import Overview
 from hub.rates import rates
 from hub.retention import Retention
 from lineside.clock import NS, Clock
@@ -42,6 +43,7 @@ class Hub:
         self.keeper, shared = TimedKeeper(self.store, clock), self.store.shared
         self.ingest = Ingest(plant.site, plant.connection("hub"), base, self.keeper, clock=clock, shared=shared)
         self.retention = Retention(self.store, plant.hub.keep_days, clock)
+        self.overview = Overview(self.store, self.devices, clock)
         self.desk = Desk(self.store, plant.alarms, clock)
         self.messenger = messenger.Messenger(
             plant, messenger.addresses(plant, base), self.desk.actions, lambda: self.look().groups, clock
@@ -63,6 +65,7 @@ class Hub:
             self.broker.start()
         self.ingest.start()
         self.retention.start()
+        self.overview.start()
         self.messenger.start()
         self.announcer.start()
 
@@ -70,6 +73,7 @@ class Hub:
         """Commit what has come in, then end the children. May be called twice."""
         self.announcer.stop()
         self.messenger.stop()
+        self.overview.stop()
         self.retention.stop()
         self.ingest.stop()
         if self.broker is not None:
