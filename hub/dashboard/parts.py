@@ -28,6 +28,13 @@ def modality(kind: str, text: str) -> None:
         ui.label(text)
 
 
+def presence(t: Language, device: str, word: str) -> None:
+    """A device, and whether it is there."""
+    with ui.element("div").classes("l-row"):
+        ui.label(device)
+        tag(t(word), *(("cloud_done", "good") if word == "online" else ("cloud_off", "off")))
+
+
 def button(text: str, icon: str, on_click: Callable[[], Any] | None = None, look: Look = "outline") -> ui.button:
     """A button with words."""
     made = ui.button(text, icon=icon, on_click=on_click, color=None)

@@ -6,9 +6,9 @@ JAPANESE = {
     "Version": "バージョン",
     "Previous": "以前",
     "Runs on": "実行環境",
-    "Device is": "デバイス",
     "Roll back": "元に戻す",
     "Roll back now": "今すぐ戻す",
     "Roll back {modality} of {device}?": "{device} の {modality} を元に戻しますか？",
+    "Roll back {modality} of {device}": "{device} の {modality} を元に戻す",
     "roll back {modality}": "{modality} を元に戻す",
 }
