@@ -6,17 +6,21 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import hub.dashboard
-from hub.dashboard import controls, shell, style, visit
+from hub.accounts import Role
+from hub.course import SPANS
+from hub.dashboard import controls, expiries_card, fleet_page, hub_card, rollouts, shell, style, visit
 from hub.dashboard.language import Language
 from hub.dashboard.phrases import JAPANESE, TABLES, sentences
 from hub.groups import OTHER, SHARED
 from hub.rates import NORMS, TOO_MANY
 from hub.watch import AGENT_STATES, WORDS
 from lineside.clock import NS
+from lineside.messages import Phase
 from lineside.quality import FLAGS
 from lineside.windows import MODALITIES
 
@@ -43,6 +47,14 @@ def words_from_tables() -> set[str]:
         *(fault.text for fault in controls.FAULTS),
         *(word for _, word in NORMS),
         TOO_MANY,
+        *(text for text, _, _ in (*rollouts.STATES.values(), *rollouts.PROGRESS.values())),
+        *rollouts.WORDS.values(),
+        *get_args(Phase),
+        *(text for text, _, _ in expiries_card.LEVELS.values()),
+        *(phrase for _, phrase, _ in hub_card.NUMBERS),
+        *(column.head for column in fleet_page.COLUMNS),
+        *(span.phrase for span in SPANS.values()),
+        *get_args(Role),
         *FLAGS,
     }
 

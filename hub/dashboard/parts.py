@@ -67,6 +67,14 @@ def said(t: Language, text: str, classes: str = "") -> ui.label:
     return made
 
 
+def command(t: Language, text: str) -> None:
+    """A command to be typed elsewhere; one touch marks all of it."""
+    made = ui.element("code").classes("l-command")
+    made.props["title"] = t("touch to mark it, then copy")
+    with made:
+        ui.label(text)
+
+
 class Table:
     """A card of rows under a head, drawn anew only when a row changed."""
 

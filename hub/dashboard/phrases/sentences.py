@@ -56,5 +56,19 @@ JAPANESE = {
     "the series has values that are not numbers; check the sensor's driver": (
         "数値でない値があります。センサーのドライバーを確認してください"
     ),
+    "offline; it catches up when it comes back": "オフライン。復帰後に自動で追いつきます",
+    "not begun": "未開始",
+    "has sent no manifest yet": "まだ構成を報告していません",
+    "ring {n} of {all} opened: {whom}": "リング {n} / {all} を開始：{whom}",
+    "ring {n} has it, watched for {span}": "リング {n} に導入済み、{span} 観察します",
+    "ring {n} is well, the next one waits for a person": "リング {n} は良好、次のリングは承認待ちです",
+    "finished: every device is to run it": "完了：全デバイスで使用します",
+    "paused": "一時停止",
+    "resumed": "再開",
+    "aborted: {reason}": "取り消し：{reason}",
+    "by the operator": "オペレーターによる",
+    "no key of {device} is kept yet; `lineside deploy status` keeps the first one that it sees": (
+        "{device} の鍵はまだ保管されていません。`lineside deploy status` が最初の鍵を保管します"
+    ),
     "{sensor} ({modality}): {problem}": "{sensor}（{modality}）：{problem}",
 }
