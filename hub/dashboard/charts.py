@@ -32,7 +32,7 @@ HOURS = {"hour": "{HH}:{mm}", "minute": "{HH}:{mm}", "second": "{HH}:{mm}:{ss}",
 
 
 class Charts:
-    """Three charts over one span; while the page is open only what is new is sent."""
+    """Three charts over one span, in a `grid` with room for one more; what is new is sent while the page is open."""
 
     def __init__(self, visit: Visit, device: str, name: str = LIVE) -> None:
         self._visit, self._device = visit, device
@@ -50,7 +50,7 @@ class Charts:
         with self._stale:
             ui.icon("hourglass_disabled")
             self._since = ui.label("")
-        with ui.element("div").classes("l-two"):
+        with ui.element("div").classes("l-two") as self.grid:
             self._score = self._chart(t("Score −log₁₀ p against its limit"))
             self._share = self._chart(t("Contribution of each sensor (nats)"))
             self._agreement = self._chart(t("Agreement of each pair (cosine)"))
