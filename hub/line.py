@@ -145,7 +145,8 @@ class Hub:
         return sorted({*self.plant.devices, *self.ingest.presence})
 
     def _look(self, now_ns: int) -> watch.Line:
-        lasts = {device: self._last(device) for device in self.devices()}
+        newest = self.store.newest_scores(self.devices())
+        lasts = {device: watch.Arrival(*newest[device]) if device in newest else None for device in self.devices()}
         self._floor = self._known(now_ns, lasts)
         events = self.desk.events(now_ns, self._floor)
         healths = self.store.latest_health(self.devices())
@@ -186,7 +187,3 @@ class Hub:
     def _look_anew(self) -> None:
         with self._lock:
             self._acts += 1
-
-    def _last(self, device: str) -> watch.Arrival | None:
-        newest = self.store.arrivals(device, after_ns=0, limit=1)
-        return watch.Arrival(*newest[0]) if newest else None

@@ -34,7 +34,7 @@ DRAWN = """new Promise((done) => {
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True):
-    """Milliseconds of each turn by span, to first content and to drawn charts; `load` is the 1-min mean before, after."""
+    """Milliseconds of each turn by span, to first content and to drawn charts; `load` is that before and after."""
 
     stations: int
     days: int

@@ -119,6 +119,6 @@ class Events:
         with ui.element("div"):
             if alarm.contributions:
                 known = {**modalities, alarm.top_sensor: alarm.top_modality}
-                parts.share_bar(ui.element("div").classes("l-bar small"), alarm.contributions, known, t)
+                parts.ShareBar(t, "small").show(alarm.contributions, known)
                 score, nats = t.number(style.log_p(alarm.p_value), 1), t.number(alarm.evidence, 1)
                 ui.label(t("score {score} · evidence {nats} nats", score=score, nats=nats)).classes("l-soft")
