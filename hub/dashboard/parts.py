@@ -54,7 +54,8 @@ def link(text: str, target: str, icon: str = "", classes: str = "l-button l-flat
         made.props["href"] = target
         if icon:
             ui.icon(icon)
-        ui.label(text)
+        if text:
+            ui.label(text)
     return made
 
 
