@@ -16,12 +16,14 @@ def test_only_our_folders_are_packages():
     assert found == PACKAGES
 
 
+@pytest.mark.slow
 def test_our_names_belong_to_our_distribution_alone():
     owners = packages_distributions()
     for package in PACKAGES - {"demo"}:
         assert set(owners.get(package, ["lineside"])) == {"lineside"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["edge", "train", "export", "deploy", "hub"])
 def test_every_part_has_commands_with_help_and_does_not_wait_for_torch(part):
     code = (

@@ -65,6 +65,7 @@ def sent(tap: Tap) -> Counter[int]:
     return Counter(wire.decode("embedding", p.payload).seq for p in found)
 
 
+@pytest.mark.slow
 def test_each_connection_has_the_will_with_it(line: LineBroker, tap: Tap, device: Device) -> None:
     """Trap 1: paho sends the same will at each reconnect. Ours is the same word each time, and must be there."""
     assert wait(device.uplink.connected.is_set)
@@ -222,6 +223,7 @@ def test_alarms_do_not_wait_behind_a_backlog_which_goes_in_order_and_not_too_fas
     hub.close()
 
 
+@pytest.mark.slow
 def test_one_message_that_nobody_stores_does_not_hold_up_the_rest(line: LineBroker, tmp_path: Path) -> None:
     device = Device(line, tmp_path / "state", window=16, resend_s=0.4)
     hub = Listener(line, "hub", "embedding")
