@@ -233,6 +233,19 @@ def test_bad_payloads_are_counted_and_told_once_and_harm_nothing(
     assert "press-3" not in ingest.presence
 
 
+def test_a_device_of_a_newer_version_is_named_not_missed(
+    line: Line, device: Device, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "hub.ingest"):
+        ingest = line.ingest()
+        device.client.publish("lineside/v9/line1/press-3/status", "online", qos=1, retain=True)
+        assert wait(lambda: ingest.counts.refused == 1)
+        ingest.stop()
+    (told,) = [record.message for record in caplog.records]
+    assert "press-3" in told
+    assert "its sender speaks v9, this side v1; update the older side" in told
+
+
 def test_presence_follows_the_status_topic(line: Line, device: Device) -> None:
     device.client.publish(topics.name("line1", "press-3", "status"), "online", qos=1, retain=True)
     time.sleep(0.2)
