@@ -105,7 +105,8 @@ class Events:
             with ui.element("div").classes("l-row"):
                 ui.icon(style.KINDS[alarm.kind]).classes("l-large")
                 ui.label(f"{alarm.station} · {t(alarm.kind)}").classes("l-strong")
-                modality(alarm.top_modality, f"{alarm.top_sensor} ({t(alarm.top_modality)})")
+                if alarm.top_sensor:
+                    modality(alarm.top_modality, f"{alarm.top_sensor} ({t(alarm.top_modality)})")
                 if alarm.cause:
                     ui.label(t(style.CAUSES[alarm.cause])).classes("l-strong")
             parts.said(t, alarm.text, "l-soft")

@@ -65,7 +65,8 @@ class OpenGroups:
                 with ui.element("div").classes("l-row"):
                     ui.icon(style.KINDS[alarm.kind]).classes("l-large")
                     ui.label(t.joined(", ".join(group.stations), t(alarm.kind))).classes("l-strong")
-                    parts.modality(alarm.top_modality, f"{alarm.top_sensor} ({t(alarm.top_modality)})")
+                    if alarm.top_sensor:
+                        parts.modality(alarm.top_modality, f"{alarm.top_sensor} ({t(alarm.top_modality)})")
                     if alarm.cause:
                         ui.label(t(style.CAUSES[alarm.cause])).classes("l-strong")
                 told = t.joined(
