@@ -40,6 +40,7 @@ from tests.line_broker import wait
 
 ROOT = Path(__file__).parent.parent
 MODALITIES = {"cam0": "camera", "mic0": "microphone", "vib0": "series"}
+RATES_HZ = {"camera": 25.0, "microphone": 16_000.0, "series": 1000.0}
 HISTORY_S = 120
 
 
@@ -178,7 +179,16 @@ class Device:
             version="2.0.0", previous="1.0.0", sha256="0", space="space-1", provider="CPUExecutionProvider"
         )
         sensors = {
-            name: SensorHealth(modality=kind, windows=self.seq // 2, dropped_samples=0, flags=[], problem="")
+            name: SensorHealth(
+                modality=kind,
+                windows=self.seq // 2,
+                dropped_samples=0,
+                flags=[],
+                problem="",
+                rate_hz=RATES_HZ[kind],
+                offset_ms=0.8,
+                drift_ppm=12.0,
+            )
             for name, kind in MODALITIES.items()
         }
         if not self.faulty:
