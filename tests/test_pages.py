@@ -98,7 +98,7 @@ class Visitor:
 
     def __init__(self, browser: Any, url: str, language: str = "en", **more: Any) -> None:
         self.t, self._url = Language(language), url  # type: ignore[arg-type]
-        size = {"width": 1440, "height": 1000}
+        size = {"width": 1280, "height": 900}
         self.context = browser.new_context(
             viewport=size, locale=LOCALES[language], color_scheme=LOOKS[language], reduced_motion="reduce", **more
         )

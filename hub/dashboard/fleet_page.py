@@ -1,4 +1,4 @@
-"""The fleet: every device with what its keeper asks first, and what of the plant's signatures ends when."""
+"""The fleet: every device with what its keeper asks first, what signatures end when, the hub's own numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from hub.dashboard.expiries_card import ExpiriesCard
 from hub.dashboard.fleet_rows import Row, rows
 from hub.dashboard.hub_card import HubCard
 from hub.dashboard.language import NONE
-from hub.dashboard.sensors import Sensors, Watching
 from hub.dashboard.visit import Visit
 from hub.line import Hub
 from hub.watch import SEVERITY, WORDS, Line
@@ -36,17 +35,13 @@ class FleetView:
     def __init__(self, visit: Visit) -> None:
         self._visit = visit
         self._devices = Devices(visit)
-        self._tables = (Sensors(visit.t), Watching(visit.t))
         with ui.element("div").classes("l-two"):
             self._expiries, self._hub = ExpiriesCard(visit), HubCard(visit)
         ui.timer(EXPIRIES_S, self._look, immediate=True)
 
     def show(self, line: Line) -> None:
-        """Bring every part up to date; sensors are those of the devices that the filter leaves."""
-        left = self._devices.show(line)
-        stations = [each for each in sorted(line.stations, key=lambda each: each.device) if each.device in left]
-        for table in self._tables:
-            table.show(stations)
+        """Bring every part up to date."""
+        self._devices.show(line)
         self._hub.show(line)
 
     async def _look(self) -> None:
@@ -93,8 +88,8 @@ class Devices:
                 self._count = ui.label("").classes("l-soft")
             self._grid = ui.element("div").classes("l-grid").style(f"grid-template-columns: {self.WIDTHS}")
 
-    def show(self, line: Line) -> set[str]:
-        """Drawn anew only when something changed; gives the devices that the filter leaves."""
+    def show(self, line: Line) -> None:
+        """Drawn anew only when something changed."""
         every = rows(self._t, line)
         text = (self._filter.value or "").strip().lower()
         left = [row for row in every if text in f"{row.device} {row.station}".lower() and (row.ill or not self._only)]
@@ -104,7 +99,6 @@ class Devices:
             self._shown = state
             self._draw(left)
         self._count.text = self._t("{n} of {all} devices", n=len(left), all=len(every))
-        return {row.device for row in left}
 
     def _draw(self, left: list[Row]) -> None:
         self._grid.clear()

@@ -1,8 +1,6 @@
-"""What stations say of their sensors, and of what they watch for besides."""
+"""What a station says of its sensors, and of what it watches for besides."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 from nicegui import ui
 
@@ -13,30 +11,23 @@ from lineside.messages import Health, SensorHealth
 
 
 class Sensors:
-    """Every sensor: what it is, how it is, and the mend when it is not well."""
+    """Every sensor of a station: what it is, how it is, and the mend when it is not well."""
 
-    def __init__(self, t: Language, device: str = "") -> None:
-        """`device`: all rows are of this one, which is not told again."""
-        self._t, self._alone = t, bool(device)
-        words = ["Sensor", "Device", "State", "Rate", "Clock", "Restarts", "Windows", "Lost samples", "Problem"]
-        shown = [word for word in words if not (self._alone and word == "Device")]
-        widths = f"minmax(150px, auto) {'auto ' * (len(shown) - 2)} minmax(180px, 2fr)"
-        self._table = Table(t("Sensors"), [t(word) for word in shown], widths)
+    WIDTHS = "minmax(150px, auto) auto auto auto auto auto auto minmax(180px, 2fr)"
 
-    def show(self, stations: Sequence[Station]) -> None:
+    def __init__(self, t: Language) -> None:
+        self._t = t
+        words = ("Sensor", "State", "Rate", "Clock", "Restarts", "Windows", "Lost samples", "Problem")
+        self._table = Table(t("Sensors"), [t(word) for word in words], self.WIDTHS)
+
+    def show(self, station: Station) -> None:
         """Rebuild the table when something in it changed."""
-        rows = [
-            (station.device, station.health_live, name, sensor)
-            for station in stations
-            for name, sensor in sorted(station.health.sensors.items() if station.health else ())
-        ]
-        self._table.show(rows, self._row)
+        sensors = sorted(station.health.sensors.items() if station.health else ())
+        self._table.show([(station.health_live, name, sensor) for name, sensor in sensors], self._row)
 
-    def _row(self, device: str, live: bool, name: str, sensor: SensorHealth) -> None:
+    def _row(self, live: bool, name: str, sensor: SensorHealth) -> None:
         t = self._t
         modality(sensor.modality, f"{name} ({t(sensor.modality)})")
-        if not self._alone:
-            ui.label(device)
         well = not sensor.flags and not sensor.problem
         flags = ", ".join(t(flag) for flag in sensor.flags) or t("problem")
         word, icon, tone = (t("ok"), "check", "good") if well else (flags, "warning", "warn")
@@ -60,31 +51,25 @@ def _clock(t: Language, sensor: SensorHealth) -> str:
 
 
 class Watching:
-    """What each device watches for besides: slow change, what its sensors say of late, which faults they would see."""
+    """What a device watches for besides: slow change, what its sensors say of late, which faults they would see."""
 
-    WIDTHS = "auto minmax(140px, 1fr) auto minmax(200px, 2fr) minmax(160px, 2fr)"
+    WIDTHS = "minmax(140px, 1fr) auto minmax(200px, 2fr) minmax(160px, 2fr)"
 
     def __init__(self, t: Language) -> None:
         self._t = t
-        words = ("Device", "Slow change", "Shares of evidence", "Faults that would be seen", "Problems")
+        words = ("Slow change", "Shares of evidence", "Faults that would be seen", "Problems")
         self._table = Table(t("Watching"), [t(word) for word in words], self.WIDTHS)
 
-    def show(self, stations: Sequence[Station]) -> None:
+    def show(self, station: Station) -> None:
         """Rebuild the table when something in it changed."""
-        rows = [
-            (each.device, each.health_live, each.health.drift, shares(self._t, each.health), seen, told)
-            for each in stations
-            if each.health is not None
-            for seen in [tuple(each.health.sensitivity)]
-            for told in [tuple(one for one in (each.health.degraded, *each.health.problems) if one)]
-        ]
-        self._table.show(rows, self._row)
+        if (health := station.health) is None:
+            return
+        problems = tuple(one for one in (health.degraded, *health.problems) if one)
+        row = (station.health_live, health.drift, shares(self._t, health), tuple(health.sensitivity), problems)
+        self._table.show([row], self._row)
 
-    def _row(
-        self, device: str, live: bool, drift: str, said_: str, seen: tuple[str, ...], problems: tuple[str, ...]
-    ) -> None:
+    def _row(self, live: bool, drift: str, said_: str, seen: tuple[str, ...], problems: tuple[str, ...]) -> None:
         t = self._t
-        ui.label(device)
         said(t, drift or NONE) if live else ui.label(t("not known now"))
         ui.label(said_ or NONE).classes("l-mono")
         said(t, "; ".join(seen) or NONE, "l-soft")

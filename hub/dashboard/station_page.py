@@ -42,7 +42,7 @@ class StationView:
         with self._charts.grid:
             self._drifts = Drifts(t)
         self._encoders = Encoders(visit, device)
-        self._tables = (Sensors(t, device), Watching(t))
+        self._tables = (Sensors(t), Watching(t))
         if visit.hub.plant.hub.demo:
             controls.fault_panel(visit, device)
 
@@ -56,7 +56,7 @@ class StationView:
         self._drifts.show(station)
         self._encoders.show(line)
         for table in self._tables:
-            table.show([station])
+            table.show(station)
 
 
 class Unknown:
