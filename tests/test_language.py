@@ -86,9 +86,22 @@ def literals(node: ast.AST) -> Iterator[str]:
 
 def asked(module: Path) -> Iterator[str]:
     """Phrases that a module asks for by name."""
-    for name, call in calls(ast.parse(module.read_text())):
+    tree = ast.parse(module.read_text())
+    for name, call in calls(tree):
         if name in ("t", "_t") and call.args:
             yield from literals(call.args[0])
+    for node in ast.walk(tree):  # [t(word) for word in ("Sensor", …)], where the words may have a name before
+        if isinstance(node, ast.ListComp) and any(name == "t" for name, _ in calls(node.elt)):
+            named = {
+                target.id: each.value
+                for each in ast.walk(tree)
+                if isinstance(each, ast.Assign)
+                for target in each.targets
+                if isinstance(target, ast.Name)
+            }
+            over = node.generators[0].iter
+            words = named.get(over.id, over) if isinstance(over, ast.Name) else over
+            yield from (text for each in ast.iter_child_nodes(words) for text in literals(each))
 
 
 def test_every_phrase_that_a_page_asks_for_has_japanese() -> None:

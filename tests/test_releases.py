@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from hub import releases
+from hub.dashboard.shell import TROUBLES
 from hub.expiries import expiries
 from hub.line import Hub
 from hub.tables import row
@@ -133,4 +134,13 @@ def test_an_alarm_that_is_stored_is_news_and_the_next_look_has_it(hub: Hub) -> N
     hub.acknowledge(said.device, said.key, "Sato")
     assert hub.news != again
     assert hub.look().events[0].acknowledged_by == "Sato"
+    hub.store.close()
+
+
+def test_a_store_that_fails_is_told_by_the_look_and_is_over_with_the_next_one(hub: Hub) -> None:
+    hub.ingest.failing = "full"
+    assert [phrase for phrase, is_so in TROUBLES.items() if is_so(hub.look())] == list(TROUBLES)
+    hub.ingest.failing = ""
+    hub.clock.sleep(0.5)
+    assert len([phrase for phrase, is_so in TROUBLES.items() if is_so(hub.look())]) == 1  # no broker runs here
     hub.store.close()

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 from nicegui import background_tasks, run, ui
+from sqlalchemy.exc import SQLAlchemyError
 
 from hub import course as courses
 from hub.course import SPANS, Span
@@ -73,15 +74,20 @@ class Charts:
             chart.classes(remove="l-stale") if station.live else chart.classes("l-stale")
 
     async def draw(self) -> None:
-        """Send the whole span when it is due, and of the live one what came since."""
+        """Send the whole span when it is due, of the live one what came since; all again after a store failed."""
+        try:
+            await self._draw()
+        except SQLAlchemyError:  # the shell says so; nothing is drawn until it is over
+            self._due_ns, self._reading = 0, None
+
+    async def _draw(self) -> None:
         now_ns, span = self._visit.hub.clock.now_ns(), SPANS[self._span]
         if now_ns >= self._due_ns:
             self._due_ns = now_ns + max(AGAIN_S, span.step_s) * NS if self._span != LIVE else 2**63
             reading, self._reading = self._reading or self._begin(), None
             self._send(await reading or [], span, now_ns, fresh=True)
         elif self._span == LIVE:
-            found = await run.io_bound(self._news, span)
-            self._send(found or [], span, now_ns, fresh=False)
+            self._send(await run.io_bound(self._news, span) or [], span, now_ns, fresh=False)
 
     def _begin(self) -> asyncio.Task[list[Minute] | None]:
         """Begin to read the chosen span, which goes on while the browser still loads the page."""
@@ -118,6 +124,8 @@ class Charts:
 
     def _send(self, points: Sequence[Minute], span: Span, now_ns: int, *, fresh: bool) -> None:
         """Times are told as if they were UTC, so that browsers everywhere show the plant's."""
+        if self._score.is_deleted:  # whoever looked has left meanwhile
+            return
         t = self._visit.t
         shift_ms = _offset_ms(now_ns)
         sensors = style.colours({**dict.fromkeys(_sensors(points), ""), **self._modalities})

@@ -68,15 +68,19 @@ async def ask(visit: Visit, device: str, op: str, args: dict[str, str], what: st
     if (who := allowed(visit, op, subject)) is None:
         return
     ui.notify(t("{device}: {what} …", device=device, what=what), type="ongoing", timeout=1500)
+    page = ui.context.client
     try:
         answer = await run.io_bound(hub.ask, device, op, args)
     except BrokerError as error:
         hub.accounts.note(who.name, op, subject, str(error))
-        ui.notify(t("The device could not be asked: {reason}", reason=error), type="negative", timeout=LONG_MS)
+        if not page.is_deleted:
+            ui.notify(t("The device could not be asked: {reason}", reason=error), type="negative", timeout=LONG_MS)
         return
     if answer is None:  # the hub is stopping
         return
     hub.accounts.note(who.name, op, subject, answer.status + (f" ({answer.reason})" if answer.reason else ""))
+    if page.is_deleted:  # whoever asked has left meanwhile; the audit log knows
+        return
     if answer.status == "successful":
         ui.notify(t("{device}: {what}: done", device=device, what=what), type="positive", timeout=SHORT_MS)
     else:

@@ -35,7 +35,7 @@ class FleetView:
     def __init__(self, visit: Visit) -> None:
         self._visit = visit
         self._devices = Devices(visit)
-        with ui.element("div").classes("l-two"):
+        with ui.element("div").classes("l-two") as self._place:
             self._expiries, self._hub = ExpiriesCard(visit), HubCard(visit)
         ui.timer(EXPIRIES_S, self._look, immediate=True)
 
@@ -46,7 +46,8 @@ class FleetView:
 
     async def _look(self) -> None:
         """Files are read in a thread."""
-        if (found := await run.io_bound(self._visit.hub.expiries)) is not None:
+        found = await run.io_bound(self._visit.hub.expiries)
+        if found is not None and not self._place.is_deleted:  # whoever looked may have left meanwhile
             self._expiries.show(found)
 
 

@@ -6,6 +6,7 @@ import shlex
 
 from fastapi import Request
 from nicegui import run, ui
+from sqlalchemy.exc import SQLAlchemyError
 
 from hub.dashboard import parts, shell
 from hub.dashboard.rollouts import Rollouts
@@ -50,7 +51,11 @@ class ReleasesView:
 
     async def look(self) -> None:
         """Read in a thread, and show what changed."""
-        if (found := await run.io_bound(self._visit.hub.releases)) is None:
+        try:
+            found = await run.io_bound(self._visit.hub.releases)
+        except SQLAlchemyError:  # the shell says so
+            return
+        if found is None or self._trouble.is_deleted:  # the hub is stopping, or whoever looked has left meanwhile
             return
         self._trouble.set_visibility(bool(found.trouble))
         self._reason.text = found.trouble

@@ -104,14 +104,17 @@ class _Live:
             return
         self._news, self._shown_ns = news, now_ns
         try:
-            line = await run.io_bound(self._hub.look)
+            line: Line | str | None = await run.io_bound(self._hub.look)
         except SQLAlchemyError:  # it may be over with the next look; meanwhile nothing old is shown as new
+            line = BLIND
+        if line is None or self._content.is_deleted:  # the hub is stopping, or whoever looked has left meanwhile
+            return
+        if isinstance(line, str):
             self._header.blind()
             self._content.classes("l-old")
             return
-        if line is not None:
-            self._content.classes(remove="l-old")
-            self.show(line)
+        self._content.classes(remove="l-old")
+        self.show(line)
 
     def show(self, line: Line) -> None:
         self._header.show(line)

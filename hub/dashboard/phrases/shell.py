@@ -5,8 +5,6 @@ JAPANESE = {
     "Alarms": "アラーム",
     "Releases": "リリース",
     "Fleet": "デバイス一覧",
-    "Station": "ステーション",
-    "Skip to the content": "本文へ移動",
     "Pages": "ページ",
     "Appearance": "表示",
     "As the device": "端末に合わせる",
@@ -35,7 +33,6 @@ JAPANESE = {
         "{time} からハブに接続できません。表示内容は最新ではありません。"
     ),
     "The connection to the hub is back.": "ハブとの接続が回復しました。",
-    "This page does not exist": "このページはありません",
     "no device {device} is known here": "デバイス {device} は登録されていません",
     "Back to the line": "ラインへ戻る",
     "no data since {time}": "{time} 以降データなし",
