@@ -14,6 +14,8 @@ from hub.alarms import Action, Event
 from hub.announcer import Announcer
 from hub.broker import Broker
 from hub.desk import Desk
+from hub.evidence import fetch
+from hub.evidence.room import Evidence
 from hub.ingest import Ingest
 from hub.inhibition import Floor
 from hub.metrics import TimedKeeper
@@ -47,6 +49,9 @@ class Hub:
             plant, messenger.addresses(plant, base), self.desk.actions, lambda: self.look().groups, clock
         )
         self.announcer = Announcer(plant, base, self.look)
+        self.evidence = Evidence(
+            plant.hub, base / plant.state / "evidence", fetch.Line(plant, base, clock), self._presence, clock
+        )
         self._base = base
         self._lock = threading.Lock()
         self._seen: watch.Line | None = None
@@ -63,9 +68,11 @@ class Hub:
         self.retention.start()
         self.messenger.start()
         self.announcer.start()
+        self.evidence.start()
 
     def stop(self) -> None:
         """Commit what has come in, then end the children. May be called twice."""
+        self.evidence.stop()
         self.announcer.stop()
         self.messenger.stop()
         self.retention.stop()
@@ -161,6 +168,10 @@ class Hub:
     def _look_anew(self) -> None:
         with self._lock:
             self._seen = None
+
+    def _presence(self, device: str) -> str:
+        word = self.ingest.presence.get(device)
+        return word.word if word else ""
 
     def _last(self, device: str) -> watch.Arrival | None:
         newest = self.store.arrivals(device, after_ns=0, limit=1)

@@ -1,0 +1,32 @@
+"""What devices and hub agree on about recordings of alarms: their names, how they travel, what they say of an alarm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from lineside.channels import Label
+from lineside.messages import Alarm
+
+NAME = r"[0-9]{8}T[0-9]{6}\.[0-9]{3}Z(-[\w.-]{1,60})?\.mcap"  # edge.case
+PIECE_BYTES = 128 * 1024  # an alarm that is raised meanwhile waits behind few of them
+REQUEST_BYTES = 2 * 1024 * 1024  # what a device sends of one request
+
+
+def labels(alarms: Iterable[Alarm], sensors: Iterable[str], start_ns: int, end_ns: int) -> dict[str, Label]:
+    """What the changes of alarms in a file say of its seconds, by key: not normal, but not confirmed either.
+
+    An alarm of one of `sensors` is of that sensor alone. What was not cleared in the file lasts to its end.
+    """
+    found: dict[str, Label] = {}
+    for alarm in alarms:
+        if alarm.key not in found:
+            sensor = alarm.subject if alarm.subject in sensors else ""
+            told = f"alarm: {alarm.kind} of {alarm.subject}"
+            found[alarm.key] = Label(max(alarm.onset_ns, start_ns), end_ns, told, sensor, fault=True, confirmed=False)
+        if alarm.state == "cleared":
+            found[alarm.key] = _ended(found[alarm.key], alarm.time_ns)
+    return found
+
+
+def _ended(label: Label, end_ns: int) -> Label:
+    return Label(label.start_ns, max(label.start_ns, end_ns), label.label, label.sensor, label.fault, label.confirmed)
