@@ -168,6 +168,30 @@ def ran(
 
 
 @app.command()
+def labels(config: PlantFile = PLANT, json_: Json = False) -> None:
+    """What people said of alarms, and which recordings show it: the labelled set that training reads.
+
+    Example: lineside hub labels --config plant.toml
+    """
+    from hub.evidence.room import found
+    from hub.labelled import LabelledSet
+    from hub.labels import Labels
+
+    plant, base = _load(config)
+    store, folder = Store(database_url(plant.hub.database, base)), base / plant.hub.labelled
+    try:
+        here = functools.partial(found, base / plant.state / "evidence")
+        rows = LabelledSet(folder, Labels(store.engine), store.alarm, here).rows()
+    finally:
+        store.close()
+    told = [f"{row.key}  {f'real: {row.kind}' if row.real else 'not real'}  by {row.who}" for row in rows]
+    shown = [f"{text}  {row.recording or 'no recording at the hub'}" for text, row in zip(told, rows, strict=True)]
+    kept = sum(bool(row.recording) for row in rows)
+    shown.append(f"{len(rows)} labels, {kept} with a recording in {folder}")
+    _say("\n".join(shown), {"folder": str(folder), "labels": [msgspec.to_builtins(row) for row in rows]}, json_)
+
+
+@app.command()
 def bench(
     only: Annotated[str, typer.Option("--only", help=f"Parts, with commas between: {','.join(report.PARTS)}.")] = "",
     messages: Annotated[int, typer.Option("--messages", min=1000, help="Messages a turn of `rate`.")] = 120_000,

@@ -18,11 +18,13 @@ from hub.evidence import fetch
 from hub.evidence.room import Evidence
 from hub.ingest import Ingest
 from hub.inhibition import Floor
+from hub.labelled import LabelledSet
+from hub.labels import Word
 from hub.metrics import TimedKeeper
 from hub.rates import rates
 from hub.retention import Retention
 from lineside.clock import NS, Clock
-from lineside.errors import ConfigError
+from lineside.errors import ConfigError, LinesideError
 from lineside.operator import Operator, Outcome
 from lineside.pins import Pins
 from lineside.plant import PlantConfig
@@ -50,8 +52,15 @@ class Hub:
         )
         self.announcer = Announcer(plant, base, self.look)
         self.evidence = Evidence(
-            plant.hub, base / plant.state / "evidence", fetch.Line(plant, base, clock), self._presence, clock
+            plant.hub,
+            base / plant.state / "evidence",
+            fetch.Line(plant, base, clock),
+            self._presence,
+            clock,
+            self._arrived,
         )
+        folder = base / plant.hub.labelled
+        self.labelled = LabelledSet(folder, self.desk.labels, self.store.alarm, self.evidence.here)
         self._base = base
         self._lock = threading.Lock()
         self._seen: watch.Line | None = None
@@ -98,6 +107,23 @@ class Hub:
         """End a silence before its time."""
         self.desk.unsilence(device, subject, who, why)
         self._look_anew()
+
+    def label(self, device: str, key: str, word: Word, kind: str, who: str, why: str = "") -> str:
+        """Keep what somebody said of an alarm, and bring its recording to the labelled set.
+
+        Gives why the recording is not there yet, empty where it is or is on its way. Raises LinesideError for an
+        unknown alarm and for what is no label.
+        """
+        missing = ""
+        for alarm in self.desk.label(device, key, word, kind, who, why):
+            self.labelled.renew(device, alarm.recording)
+            if word != "withdrawn" and self.evidence.here(alarm) is None:
+                try:
+                    self.evidence.ask(alarm)
+                except LinesideError as error:
+                    missing = str(error)
+        self._look_anew()
+        return missing
 
     def alarms(self, since_ns: int) -> list[Event]:
         """Events that had a word at or after `since_ns`, and all that are open, as a look shows them."""
@@ -168,6 +194,10 @@ class Hub:
     def _look_anew(self) -> None:
         with self._lock:
             self._seen = None
+
+    def _arrived(self, device: str, recording: str) -> None:
+        """A recording came: what was said of its alarms before that goes with it."""
+        self.labelled.renew(device, recording)
 
     def _presence(self, device: str) -> str:
         word = self.ingest.presence.get(device)

@@ -4,12 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import msgspec
+
 from lineside.channels import Label
 from lineside.messages import Alarm
 
 NAME = r"[0-9]{8}T[0-9]{6}\.[0-9]{3}Z(-[\w.-]{1,60})?\.mcap"  # edge.case
 PIECE_BYTES = 128 * 1024  # an alarm that is raised meanwhile waits behind few of them
 REQUEST_BYTES = 2 * 1024 * 1024  # what a device sends of one request
+
+NORMAL = "normal"  # the label of an alarm's seconds that a person called not real
+INDEX = "labels.json"  # beside the recordings of a labelled set: a list of Labelled
+
+
+class Labelled(msgspec.Struct, frozen=True, kw_only=True):
+    """What a person said of one alarm: `kind` of the fault, or "" for an alarm that was not real.
+
+    `recording` is the file beside this list that shows it from `start_ns` until `end_ns`, "" where the hub has none;
+    `versions` are the encoders that raised it, `limits` the thresholds in force.
+    """
+
+    device: str
+    key: str
+    real: bool
+    kind: str
+    who: str
+    time_ns: int
+    why: str = ""
+    recording: str = ""
+    start_ns: int = 0
+    end_ns: int = 0
+    alarm: str = ""
+    versions: dict[str, str] = {}
+    limits: dict[str, float] = {}
 
 
 def labels(alarms: Iterable[Alarm], sensors: Iterable[str], start_ns: int, end_ns: int) -> dict[str, Label]:

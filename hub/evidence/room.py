@@ -72,16 +72,11 @@ class Evidence:
 
     def path(self, device: str, recording: str) -> Path:
         """Where a recording lies, or would. Raises LinesideError for what is no name of one."""
-        if not re.fullmatch(NAME, recording) or not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,62}", device):
-            raise LinesideError(f"recording {recording[:80]!r}", "is no recording of an alarm", "see the alarm")
-        return self._folder / device / recording
+        return place(self._folder, device, recording)
 
     def here(self, alarm: Alarm) -> Path | None:
         """The recording of an alarm, if the hub has it."""
-        if not alarm.recording or not re.fullmatch(NAME, alarm.recording):
-            return None
-        path = self.path(alarm.device, alarm.recording)
-        return path if path.is_file() else None
+        return found(self._folder, alarm)
 
     def told(self, alarm: Alarm) -> Told:
         """How the recording of an alarm stands."""
@@ -171,6 +166,22 @@ class Evidence:
             work()
         except (LinesideError, OSError) as error:
             LOG.error("%s", error)
+
+
+def place(folder: Path, device: str, recording: str) -> Path:
+    """Where a recording lies below `folder`. Raises LinesideError for names that a device may not give."""
+    if not re.fullmatch(NAME, recording) or not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,62}", device):
+        raise LinesideError(f"recording {recording[:80]!r}", "is no recording of an alarm", "see the alarm")
+    return folder / device / recording
+
+
+def found(folder: Path, alarm: Alarm) -> Path | None:
+    """The recording of an alarm below `folder`, if it is there."""
+    try:
+        path = place(folder, alarm.device, alarm.recording)
+    except LinesideError:
+        return None
+    return path if path.is_file() else None
 
 
 def _size(file: Path) -> int:
