@@ -11,7 +11,7 @@ import msgspec
 
 from hub.labels import Labels, Said
 from lineside.errors import RecordingError
-from lineside.evidence import INDEX, NORMAL, Labelled
+from lineside.evidence import INDEX, NORMAL, Labelled, labelled_in
 from lineside.evidence import labels as spans
 from lineside.files import make_folder, sync_folder, write_atomic
 from lineside.messages import Alarm
@@ -33,7 +33,7 @@ class LabelledSet:
     def rows(self) -> list[Labelled]:
         """All that people said and did not withdraw, oldest first, each with its recording in the folder."""
         latest = sorted(self._labels.latest().values(), key=lambda said: said.time_ns)
-        known = {(row.key, row.recording): row for row in read_index(self.folder)}
+        known = {(row.key, row.recording): row for row in labelled_in(self.folder)}
         return [self._row(said, known) for said in latest]
 
     def renew(self, device: str, recording: str) -> None:
@@ -85,17 +85,6 @@ def name(device: str, recording: str) -> str:
     'edge-1-20231114T221325.000Z-anomaly-press.mcap'
     """
     return f"{device}-{recording}"
-
-
-def read_index(folder: Path) -> list[Labelled]:
-    """The list beside the recordings; empty where there is none yet. Raises RecordingError for one that is damaged."""
-    try:
-        return msgspec.json.decode((folder / INDEX).read_bytes(), type=list[Labelled])
-    except FileNotFoundError:
-        return []
-    except (OSError, msgspec.DecodeError) as error:
-        mend = "delete it: the next label writes it anew"
-        raise RecordingError(str(folder / INDEX), f"cannot be read ({error})", mend) from error
 
 
 def write(source: Path, out: Path, said: Mapping[str, Said]) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import msgspec
 
 from lineside.channels import Label
+from lineside.errors import RecordingError
 from lineside.messages import Alarm
 
 NAME = r"[0-9]{8}T[0-9]{6}\.[0-9]{3}Z(-[\w.-]{1,60})?\.mcap"  # edge.case
@@ -37,6 +39,58 @@ class Labelled(msgspec.Struct, frozen=True, kw_only=True):
     alarm: str = ""
     versions: dict[str, str] = {}
     limits: dict[str, float] = {}
+
+
+def labelled_in(folder: Path) -> list[Labelled]:
+    """The list of a labelled set; empty where there is none yet. Raises RecordingError for one that is damaged."""
+    try:
+        return msgspec.json.decode((folder / INDEX).read_bytes(), type=list[Labelled])
+    except FileNotFoundError:
+        return []
+    except (OSError, msgspec.DecodeError) as error:
+        mend = "delete it: the hub writes it anew with the next label"
+        raise RecordingError(str(folder / INDEX), f"cannot be read ({error})", mend) from error
+
+
+REPLAYED = "labels"  # folder in the repository: what each release makes of the labelled alarms, VERSION.json
+
+
+class Again(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether a version would raise a labelled alarm again; None, with the reason, where that cannot be told."""
+
+    device: str
+    key: str
+    real: bool
+    kind: str
+    raised: bool | None
+    why: str = ""
+
+
+class Replayed(msgspec.Struct, frozen=True, kw_only=True):
+    """What a version made of all labelled alarms when they were played to it."""
+
+    version: int
+    stage: str
+    time_ns: int
+    normal: str
+    alarms: list[Again]
+
+    @property
+    def told(self) -> str:
+        """In a sentence.
+
+        >>> one = Again(device="d", key="k", real=False, kind="", raised=False)
+        >>> Replayed(version=7, stage="s", time_ns=0, normal="n.mcap", alarms=[one, one]).told
+        'of 2 labelled alarms: 0 of 0 real ones raised again, 2 of 2 that were not real no longer raised'
+        """
+        real = [each.raised for each in self.alarms if each.real and each.raised is not None]
+        other = [each.raised for each in self.alarms if not each.real and each.raised is not None]
+        unknown = len(self.alarms) - len(real) - len(other)
+        return (
+            f"of {len(self.alarms)} labelled alarms: {sum(real)} of {len(real)} real ones raised again, "
+            f"{len(other) - sum(other)} of {len(other)} that were not real no longer raised"
+            + (f", {unknown} cannot be told" if unknown else "")
+        )
 
 
 def labels(alarms: Iterable[Alarm], sensors: Iterable[str], start_ns: int, end_ns: int) -> dict[str, Label]:
