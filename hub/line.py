@@ -64,6 +64,8 @@ class Hub:
         self._base = base
         self._lock = threading.Lock()
         self._seen: watch.Line | None = None
+        self._seen_news = -1
+        self._acts = 0
         self._floor = Floor()
 
     def start(self) -> None:
@@ -142,12 +144,17 @@ class Hub:
             return operator.ask([device], op, args, ANSWER_S)[0]
 
     def look(self) -> watch.Line:
-        """The line as it stands now; looks within 0.4 s share one, however many pages are open."""
+        """The line as it stands now; looks within 0.4 s share one, unless there is news, for any number of pages."""
         with self._lock:
-            now_ns = self.clock.now_ns()
-            if self._seen is None or now_ns - self._seen.now_ns > LOOK_NS:
-                self._seen = self._look(now_ns)
+            now_ns, news = self.clock.now_ns(), self.news
+            if self._seen is None or self._seen_news != news or now_ns - self._seen.now_ns > LOOK_NS:
+                self._seen, self._seen_news = self._look(now_ns), news
             return self._seen
+
+    @property
+    def news(self) -> int:
+        """Another number when an alarm came in here or somebody acted on one: worth a look at once."""
+        return self.keeper.alarms + self._acts
 
     def devices(self) -> list[str]:
         """The devices of the plant file and any other that has spoken."""
@@ -183,6 +190,7 @@ class Hub:
             tuple(groups.grouped(events, round(rules.group_s * NS), speaking)),
             rates(events, now_ns, rules.operators),
             asdict(self.messenger.counts),
+            self.ingest.failing,
         )
 
     def _known(self, now_ns: int, lasts: Mapping[str, watch.Arrival | None]) -> Floor:
@@ -193,7 +201,7 @@ class Hub:
 
     def _look_anew(self) -> None:
         with self._lock:
-            self._seen = None
+            self._acts += 1
 
     def _arrived(self, device: str, recording: str) -> None:
         """A recording came: what was said of its alarms before that goes with it."""

@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 from nicegui import ui
 
-from hub.dashboard import style
-from hub.line import Hub
+from hub.dashboard import parts, style
+from hub.dashboard.style import log_p
+from hub.dashboard.visit import Visit
 from hub.watch import Line, Station
 from lineside.clock import NS
 from lineside.messages import Score
 
 SPAN_NS = 120 * NS
-SMALLEST_P = 1e-12
-ROOM_FOR_WORDS = 0.3
 GREY, RED, INK = "#8795a6", "#dc3b3b", "#3d6fd1"
 
 
 class Charts:
     """Two charts and the share of each sensor in the newest score; `show` sends only what came since the last time."""
 
-    def __init__(self, hub: Hub) -> None:
-        self._hub = hub
+    def __init__(self, visit: Visit) -> None:
+        self._hub, self._t = visit.hub, visit.t
         self._device, self._after_ns = "", 0
         with ui.element("div").classes("l-two"):
             with ui.column().classes("l-card") as self._score_card:
                 self._title = ui.label("").classes("l-title")
                 self._score = ui.echart(_score_options()).classes("w-full h-64")
             with ui.column().classes("l-card") as self._share_card:
-                ui.label("Contribution of each sensor (nats)").classes("l-title")
+                parts.heading(self._t("Contribution of each sensor (nats)"))
                 self._bar = ui.element("div").classes("l-bar")
                 self._share = ui.echart(_share_options()).classes("w-full h-56 grow")
 
@@ -56,31 +54,11 @@ class Charts:
             "fresh": fresh,
         }
         ui.run_javascript(f"lineside.feed({json.dumps(news)})")
-        self._title.text = f"Score −log₁₀ p against its limit · {station.name or station.device}{_silence(station)}"
+        self._title.text = self._t("Score −log₁₀ p against its limit")
         for card in (self._score_card, self._share_card):
             card.classes(remove="l-stale") if station.live else card.classes("l-stale")
         if fresh or scores:
-            share_bar(self._bar, station.last.score.contributions if station.last else {}, modalities)
-
-
-def share_bar(bar: ui.element, contributions: dict[str, float], modalities: dict[str, str]) -> None:
-    """Each sensor's part of the positive contributions, as a bar with words."""
-    bar.clear()
-    total = sum(max(0.0, value) for value in contributions.values())
-    with bar:
-        for sensor in sorted(contributions, key=lambda name: (modalities.get(name, "other"), name)):
-            part = max(0.0, contributions[sensor]) / total if total else 0.0
-            with ui.element("div").classes(f"m-{modalities.get(sensor, 'other')}").style(f"width: {part:.1%}"):
-                ui.label(f"{sensor} {part:.0%}" if part > ROOM_FOR_WORDS else "")
-
-
-def log_p(p_value: float) -> float:
-    """-log10 p, bounded.
-
-    >>> log_p(0.01), log_p(0.0)
-    (2.0, 12.0)
-    """
-    return -math.log10(max(p_value, SMALLEST_P))
+            parts.share_bar(self._bar, station.last.score.contributions if station.last else {}, modalities, self._t)
 
 
 def _point(score: Score) -> dict[str, Any]:
@@ -90,12 +68,6 @@ def _point(score: Score) -> dict[str, Any]:
         "limit": round(log_p(score.limit), 4),
         "shares": {sensor: round(value, 4) for sensor, value in score.contributions.items()},
     }
-
-
-def _silence(station: Station) -> str:
-    if station.live:
-        return ""
-    return f" · no data since {style.clock_text(station.last.seen_ns)}" if station.last else " · no data yet"
 
 
 def _axes() -> dict[str, Any]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import math
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
-from lineside.clock import NS
-
-BUTTON = "#2563eb"
+BUTTON = "#1d4ed8"
 ASSETS = Path(__file__).parent / "assets"
+SMALLEST_P = 1e-12
+ROOM_FOR_WORDS = 0.3  # of a bar
 
 
 @dataclass(frozen=True)
@@ -31,21 +33,22 @@ PALER = ("", "b8", "80", "58")
 
 @dataclass(frozen=True)
 class EventLook:
-    """How one of the four alarm states is shown."""
+    """How one of the four alarm states is shown; `text` is a phrase."""
 
+    text: str
     icon: str
     tone: str
     solid: bool
 
 
 EVENTS: dict[str, EventLook] = {
-    "ACTIVE_UNACK": EventLook("notifications_active", "bad", solid=True),
-    "ACTIVE_ACK": EventLook("notifications", "bad", solid=False),
-    "CLEARED_UNACK": EventLook("visibility", "warn", solid=False),
-    "CLEARED_ACK": EventLook("done_all", "off", solid=False),
+    "ACTIVE_UNACK": EventLook("active, not acknowledged", "notifications_active", "bad", solid=True),
+    "ACTIVE_ACK": EventLook("active, acknowledged", "notifications", "bad", solid=False),
+    "CLEARED_UNACK": EventLook("over, not acknowledged", "visibility", "warn", solid=False),
+    "CLEARED_ACK": EventLook("over, acknowledged", "done_all", "off", solid=False),
 }
 CAUSES = {"sensor": "sensor at fault", "process": "process at fault", "undecided": "cause undecided"}
-KINDS = {"anomaly": "monitor_heart", "drift": "trending_down", "sensor": "sensors_off"}
+KINDS = {"anomaly": "monitor_heart", "drift": "trending_down", "sensor": "sensors_off"}  # and phrases
 
 
 def colours(modalities: dict[str, str]) -> dict[str, str]:
@@ -61,6 +64,22 @@ def colours(modalities: dict[str, str]) -> dict[str, str]:
     return chosen
 
 
-def clock_text(time_ns: int) -> str:
-    """Local time of day."""
-    return datetime.fromtimestamp(time_ns / NS).strftime("%H:%M:%S")
+def modality_class(kind: str) -> str:
+    """The style sheet's class for a modality."""
+    return f"m-{kind}" if kind in MODALITIES else "m-other"
+
+
+def log_p(p_value: float) -> float:
+    """-log10 p, bounded: what pages call the score.
+
+    >>> log_p(0.01), log_p(0.0)
+    (2.0, 12.0)
+    """
+    return -math.log10(max(p_value, SMALLEST_P))
+
+
+@functools.cache
+def asset(name: str) -> str:
+    """The address of a file of ours, another one when it has changed: browsers keep it for an hour."""
+    digest = hashlib.sha256((ASSETS / name).read_bytes()).hexdigest()
+    return f"/assets/{name}?{digest[:8]}"

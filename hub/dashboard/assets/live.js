@@ -1,6 +1,6 @@
 "use strict";
 // The page sends only the scores that are new; the browser keeps the last two minutes and draws them.
-window.lineside = (() => {
+Object.assign(window.lineside, (() => {
   let kept = [];
 
   function series(name, colour, data) {
@@ -40,4 +40,4 @@ window.lineside = (() => {
   }
 
   return { feed };
-})();
+})());

@@ -1,0 +1,85 @@
+"""What is open, by what it tells of: one row a group, with one touch to acknowledge all of it."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+from nicegui import ui
+
+from hub.alarms import Event
+from hub.dashboard import controls, parts, style
+from hub.dashboard.visit import Visit
+from hub.groups import Group
+from hub.watch import Line
+
+SHOWN = 8
+
+
+class OpenGroups:
+    """Groups with an event that is active or not acknowledged, what calls first."""
+
+    def __init__(self, visit: Visit) -> None:
+        self._visit = visit
+        with ui.column().classes("l-card"):
+            parts.heading(visit.t("Open alarms"))
+            self._list = ui.element("div").classes("l-list")
+        self._shown: object = None
+
+    def show(self, line: Line) -> None:
+        """Drawn anew only when an alarm or an action came."""
+        groups = open_first(line.groups)
+        if groups == self._shown:
+            return
+        self._shown, t = groups, self._visit.t
+        self._list.clear()
+        with self._list:
+            for group in groups[:SHOWN]:
+                self._group(line, group)
+            if not groups:
+                parts.tag(t("no open alarm"), "check_circle", "good")
+            if (more := len(groups) - SHOWN) > 0:
+                parts.link(t("{n} more", n=more), "/alarms", "arrow_forward")
+
+    def _group(self, line: Line, group: Group) -> None:
+        visit, t = self._visit, self._visit.t
+        event = lead(group)
+        alarm, look = event.raised, style.EVENTS[event.state]
+        waiting = [each for each in group.events if not each.acknowledged_by]
+        with ui.element("div").classes(f"l-open-row tone-{look.tone}"):
+            parts.tag(t(look.text), look.icon, look.tone, solid=look.solid)
+            ui.label(t.moment(alarm.time_ns, line.now_ns)).classes("l-strong")
+            with ui.element("div").classes("l-what"):
+                with ui.element("div").classes("l-row"):
+                    ui.icon(style.KINDS[alarm.kind]).classes("l-large")
+                    ui.label(t.joined(", ".join(group.stations), t(alarm.kind))).classes("l-strong")
+                    parts.modality(alarm.top_modality, f"{alarm.top_sensor} ({t(alarm.top_modality)})")
+                    if alarm.cause:
+                        ui.label(t(style.CAUSES[alarm.cause])).classes("l-strong")
+                told = t.joined(
+                    t.sentence(group.cause),
+                    t("{n} alarms that began together", n=len(group.events)) if len(group.events) > 1 else "",
+                    t("inhibited: {reason}", reason=t.sentence(event.inhibited)) if event.inhibited else "",
+                )
+                ui.label(told).classes("l-soft").set_visibility(bool(told))
+            with ui.element("div").classes("l-actions"):
+                if waiting:
+                    words = t("Acknowledge") if len(waiting) == 1 else t("Acknowledge {n}", n=len(waiting))
+                    parts.button(words, "check", lambda: controls.acknowledge(visit, waiting), "solid")
+                parts.link(t("Open"), address(event), "arrow_forward", "l-button l-outline")
+
+
+def address(event: Event) -> str:
+    """Where an alarm has its page."""
+    return f"/alarms#{quote(event.raised.key, safe='')}"
+
+
+def open_first(groups: tuple[Group, ...]) -> list[Group]:
+    """Groups that want somebody: those that call first, then newest first."""
+    found = [group for group in groups if any(event.state != "CLEARED_ACK" for event in group.events)]
+    return sorted(found, key=lambda group: not any(event.calls for event in group.events))
+
+
+def lead(group: Group) -> Event:
+    """The event that speaks for its group: the first that calls, else that is open."""
+    ranked = sorted(group.events, key=lambda event: (not event.calls, event.state == "CLEARED_ACK"))
+    return ranked[0]

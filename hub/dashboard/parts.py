@@ -1,0 +1,110 @@
+"""What pages are built of. Every colour comes with an icon and a word; what is touched is 48 px large or more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from nicegui import ui
+
+from hub.dashboard import style
+from hub.dashboard.language import NONE, Language
+
+Look = Literal["solid", "outline", "danger", "flat"]
+
+
+def tag(text: str, icon: str, tone: str, *, solid: bool = False) -> ui.element:
+    """A state in words, icon and colour."""
+    with ui.element("div").classes(f"l-tag tone-{tone} {'solid' if solid else ''}") as made:
+        ui.icon(icon)
+        ui.label(text)
+    return made
+
+
+def modality(kind: str, text: str) -> None:
+    """A modality's icon in its colour, with words beside it."""
+    with ui.element("div").classes(f"l-mod {style.modality_class(kind)}"):
+        ui.icon(style.MODALITIES[kind].icon if kind in style.MODALITIES else "sensors")
+        ui.label(text)
+
+
+def button(text: str, icon: str, on_click: Callable[[], Any] | None = None, look: Look = "outline") -> ui.button:
+    """A button with words."""
+    made = ui.button(text, icon=icon, on_click=on_click, color=None)
+    return made.props("unelevated no-caps").classes(f"l-button l-{look}")
+
+
+def icon_button(icon: str, name: str, on_click: Callable[[], Any] | None = None) -> ui.button:
+    """A button without words; `name` is what a screen reader says."""
+    made = ui.button(icon=icon, on_click=on_click, color=None).props("unelevated no-caps")
+    made.props["aria-label"] = made.props["title"] = name
+    return made.classes("l-button l-flat")
+
+
+def link(text: str, target: str, icon: str = "", classes: str = "l-button l-flat") -> ui.element:
+    """A real link, which a browser can open in another tab."""
+    with ui.element("a").classes(classes) as made:
+        made.props["href"] = target
+        if icon:
+            ui.icon(icon)
+        ui.label(text)
+    return made
+
+
+def said(t: Language, text: str, classes: str = "") -> ui.label:
+    """A sentence of a device or a rule; where it cannot be translated it is marked as English, for screen readers."""
+    told = t.sentence(text)
+    made = ui.label(told).classes(classes)
+    if t.code != "en" and told == text and text not in ("", NONE):
+        made.props["lang"] = "en"
+    return made
+
+
+class Table:
+    """A card of rows under a head, drawn anew only when a row changed."""
+
+    def __init__(self, title: str, head: Sequence[str], widths: str, *, empty: str = NONE) -> None:
+        self._head, self._empty = head, empty
+        with ui.column().classes("l-card"):
+            if title:
+                heading(title)
+            self._grid = ui.element("div").classes("l-grid").style(f"grid-template-columns: {widths}")
+        self._shown: object = None
+
+    def show(self, rows: Sequence[tuple[Any, ...]], draw: Callable[..., None]) -> None:
+        """Draw each row by `draw(*row)`, which makes one element a column."""
+        if rows == self._shown:
+            return
+        self._shown = rows
+        self._grid.clear()
+        with self._grid:
+            for word in self._head:
+                ui.label(word).classes("l-th")
+            for row in rows:
+                draw(*row)
+            if not rows:
+                ui.label(self._empty).classes("l-soft").style("grid-column: 1 / -1")
+
+
+def heading(text: str) -> ui.element:
+    """The title of a card."""
+    with ui.element("h2").classes("l-title") as made:
+        ui.label(text)
+    return made
+
+
+def share_bar(bar: ui.element, contributions: dict[str, float], modalities: dict[str, str], t: Language) -> None:
+    """Each sensor's part of the positive contributions, as a bar with words."""
+    bar.clear()
+    total = sum(max(0.0, value) for value in contributions.values())
+    told = []
+    with bar:
+        for sensor in sorted(contributions, key=lambda name: (modalities.get(name, "other"), name)):
+            part = max(0.0, contributions[sensor]) / total if total else 0.0
+            words = f"{sensor} {t.number(100 * part)} %"
+            told.append(words)
+            with (
+                ui.element("div").classes(style.modality_class(modalities.get(sensor, ""))).style(f"width: {part:.1%}")
+            ):
+                ui.label(words if part > style.ROOM_FOR_WORDS else "")
+    bar.props["role"], bar.props["aria-label"] = "img", ", ".join(told)

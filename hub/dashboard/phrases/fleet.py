@@ -1,0 +1,3 @@
+"""What the fleet page shows."""
+
+JAPANESE: dict[str, str] = {}

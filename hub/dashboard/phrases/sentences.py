@@ -1,0 +1,60 @@
+"""Sentences that devices and the rules of the hub make up, as templates: what stands in braces may be anything.
+
+What fits none stays English. More special ones stand before more general ones; what is found for the braces is looked
+up in the same way.
+"""
+
+JAPANESE = {
+    "{who} is offline": "{who} はオフラインです",
+    "{who} is stopped": "{who} は停止中です",
+    "{who} is in {state}": "{who} は {state} 中です",
+    "{sensor} has a sensor alarm": "{sensor} にセンサーアラームがあります",
+    "every station at once: look for a common cause ({hint})": (
+        "全ステーション同時：共通の原因を確認してください（{hint}）"
+    ),
+    "the light": "照明",
+    "noise in the hall": "場内の騒音",
+    "power, network or the material": "電源・ネットワーク・材料",
+    "{station} is {how}: {share} of the evidence comes from {sensor} ({modality}){rest}": (
+        "{station}：{how}。根拠の {share} は {sensor}（{modality}）{rest}"
+    ),
+    "unlike normal": "通常と異なります",
+    "a little unlike normal, and stays so": "通常とわずかに異なる状態が続いています",
+    "; look at the picture and listen, then tell real or not real": (
+        "。画像と音を確認し、本物かどうかを記録してください"
+    ),
+    "{n} of {all} channels are watched": "{all} チャンネル中 {n} を監視中",
+    "what is ordinary is being learned, {done} of {hours} h": "通常状態を学習中（{hours} 時間のうち {done}）",
+    "no window came; is the sensor plugged in?": "データが来ません。センサーは接続されていますか？",
+    "rate or channels are not those of the encoder; mend rate_hz or channels in [[sensors]]": (
+        "サンプルレートかチャンネル数がエンコーダーと合いません。[[sensors]] の rate_hz か channels を直してください"
+    ),
+    "its encoder gives no numbers for it; roll the encoder back": (
+        "エンコーダーが数値を出しません。エンコーダーを戻してください"
+    ),
+    "samples are missing; the cable, the bus or the machine is overloaded": (
+        "サンプルが欠けています。ケーブル・バス・装置の負荷を確認してください"
+    ),
+    "the picture is black; is the lens covered or the light off?": (
+        "画像が真っ黒です。レンズが覆われているか、照明が消えていませんか？"
+    ),
+    "the picture is white; lower the exposure or the light": "画像が真っ白です。露出か照明を下げてください",
+    "the picture has lost its edges; is the lens dirty, fogged or turned?": (
+        "画像がぼやけています。レンズの汚れ・曇り・ずれを確認してください"
+    ),
+    "the same picture comes again and again; restart the camera": (
+        "同じ画像が繰り返されています。カメラを再起動してください"
+    ),
+    "the microphone gives no sound at all; is it muted or unplugged?": (
+        "マイクから音が来ません。ミュートか未接続ではありませんか？"
+    ),
+    "the sound is cut at full scale; lower the microphone gain": "音が飽和しています。マイクのゲインを下げてください",
+    "the sound has a constant offset and nothing else; check the microphone's supply": (
+        "音に直流成分しかありません。マイクの電源を確認してください"
+    ),
+    "the series does not move; check the sensor's cable": "値が動きません。センサーのケーブルを確認してください",
+    "the series has values that are not numbers; check the sensor's driver": (
+        "数値でない値があります。センサーのドライバーを確認してください"
+    ),
+    "{sensor} ({modality}): {problem}": "{sensor}（{modality}）：{problem}",
+}

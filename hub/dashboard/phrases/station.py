@@ -1,0 +1,33 @@
+"""One station: charts, sensors, what is watched for."""
+
+JAPANESE = {
+    "Score −log₁₀ p against its limit": "スコア −log₁₀ p としきい値",
+    "Contribution of each sensor (nats)": "各センサーの寄与（nat）",
+    "Sensors": "センサー",
+    "Sensor": "センサー",
+    "Device": "デバイス",
+    "State": "状態",
+    "Rate": "レート",
+    "Windows": "窓数",
+    "Lost samples": "欠落サンプル",
+    "Problem": "問題",
+    "Problems": "問題",
+    "Watching": "監視",
+    "Slow change": "緩やかな変化",
+    "Shares of evidence": "根拠の内訳",
+    "Faults that would be seen": "検出できる故障",
+    # flags of a window (lineside.quality.FLAGS)
+    "absent": "データなし",
+    "unfit": "不適合",
+    "senseless": "数値なし",
+    "gap": "欠落",
+    "black": "黒画面",
+    "overexposed": "白飛び",
+    "defocused": "ピントぼけ",
+    "frozen": "静止画",
+    "silent": "無音",
+    "clipped": "音割れ",
+    "dc": "直流のみ",
+    "flat": "変化なし",
+    "not-a-number": "数値異常",
+}
