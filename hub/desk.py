@@ -85,6 +85,17 @@ class Desk:
         self.actions.add([Action(now_ns, who, "label", device, each, told) for each in keys])
         return [message for message in messages if message.state == "raised"]
 
+    def event(self, device: str, key: str) -> Event:
+        """The event that a key belongs to, however old, without what silences or inhibits it now.
+
+        Raises LinesideError for an unknown one.
+        """
+        _, messages = self._event_of(device, key)
+        joined = flapping.join(
+            alarms.book(messages, self._store.acknowledgements()), self._hysteresis_ns, self._clock.now_ns()
+        )
+        return next(event for event in joined if key in event.keys)
+
     def history(self, device: str, key: str) -> list[Action]:
         """Every change of the event that a key belongs to, oldest first."""
         keys, messages = self._event_of(device, key)

@@ -22,6 +22,7 @@ from hub.labelled import LabelledSet
 from hub.labels import Word
 from hub.metrics import TimedKeeper
 from hub.rates import rates
+from hub.replays import Replays
 from hub.retention import Retention
 from lineside.clock import NS, Clock
 from lineside.errors import ConfigError, LinesideError
@@ -61,6 +62,7 @@ class Hub:
         )
         folder = base / plant.hub.labelled
         self.labelled = LabelledSet(folder, self.desk.labels, self.store.alarm, self.evidence.here)
+        self.replays = Replays(self.repository)
         self._base = base
         self._lock = threading.Lock()
         self._seen: watch.Line | None = None

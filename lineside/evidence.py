@@ -76,19 +76,25 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
     alarms: list[Again]
 
     @property
-    def told(self) -> str:
-        """In a sentence.
+    def counts(self) -> tuple[int, int, int, int, int]:
+        """Real ones raised again, real ones, others no longer raised, others, and those of which that is not known.
 
         >>> one = Again(device="d", key="k", real=False, kind="", raised=False)
-        >>> Replayed(version=7, stage="s", time_ns=0, normal="n.mcap", alarms=[one, one]).told
-        'of 2 labelled alarms: 0 of 0 real ones raised again, 2 of 2 that were not real no longer raised'
+        >>> Replayed(version=7, stage="s", time_ns=0, normal="n.mcap", alarms=[one, one]).counts
+        (0, 0, 2, 2, 0)
         """
         real = [each.raised for each in self.alarms if each.real and each.raised is not None]
         other = [each.raised for each in self.alarms if not each.real and each.raised is not None]
         unknown = len(self.alarms) - len(real) - len(other)
+        return sum(real), len(real), len(other) - sum(other), len(other), unknown
+
+    @property
+    def told(self) -> str:
+        """In a sentence."""
+        kept, real, gone, other, unknown = self.counts
         return (
-            f"of {len(self.alarms)} labelled alarms: {sum(real)} of {len(real)} real ones raised again, "
-            f"{len(other) - sum(other)} of {len(other)} that were not real no longer raised"
+            f"of {len(self.alarms)} labelled alarms: {kept} of {real} real ones raised again, "
+            f"{gone} of {other} that were not real no longer raised"
             + (f", {unknown} cannot be told" if unknown else "")
         )
 

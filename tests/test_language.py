@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import hub.dashboard
-from hub.dashboard import controls, shell, style, visit
+from hub.dashboard import alarm_facts, controls, label_card, shell, style, visit
 from hub.dashboard.language import Language
 from hub.dashboard.phrases import JAPANESE, TABLES, sentences
 from hub.groups import OTHER, SHARED
@@ -40,6 +40,8 @@ def words_from_tables() -> set[str]:
         *MODALITIES,
         *(place.name for place in shell.PLACES),
         *visit.THEMES.values(),
+        *alarm_facts.ACTS.values(),
+        *label_card.WORDS.values(),
         *(fault.text for fault in controls.FAULTS),
         *(word for _, word in NORMS),
         TOO_MANY,

@@ -105,9 +105,11 @@ def _taken(came: queue.Queue[Piece], partial: Partial, gone: Callable[[], bool],
     until = partial.offset + REQUEST_BYTES
     for _ in range(MOST_PIECES):
         try:
-            if gone() or partial.take(came.get(timeout=patience_s)):
-                return not gone()
+            if partial.take(came.get(timeout=patience_s)):
+                return True
         except queue.Empty:
+            break
+        if gone():
             break
         if partial.offset >= until:
             break

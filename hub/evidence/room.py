@@ -13,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-from hub.evidence import fetch, safe
+from hub.evidence import fetch, safe, view
 from hub.evidence.partial import Partial
 from lineside.clock import NS, Clock
 from lineside.errors import LinesideError, WireError
@@ -26,7 +26,6 @@ DAY_NS = 86_400 * NS
 MOST_WAITING = 32
 EVERY_S = 600.0
 YOUNG_NS, AGAIN_S = 180 * NS, 4.0  # the device writes for some seconds after an alarm; so long we ask it again
-VIEW = ".view"
 Word = Literal["here", "coming", "asked", "none", "missing", "off"]
 
 
@@ -112,7 +111,10 @@ class Evidence:
 
     def sweep(self) -> None:
         """Forget what was kept long enough, and the oldest beyond the bound."""
-        files = sorted((file.stat().st_mtime_ns, file) for file in self._folder.glob("*/*") if file.is_file())
+        files = sorted((time_of(file), file) for file in self._folder.glob("*/*") if file.is_file())
+        for cut in self._folder.glob(f"*/.*{view.MAKING}"):  # of a hub that was killed, or one that is being made
+            if time_of(cut) < self._clock.now_ns() - 3600 * NS:
+                shutil.rmtree(cut, ignore_errors=True)
         before_ns = self._clock.now_ns() - round(self._settings.keep_days.evidence * DAY_NS)
         room = round(self._settings.evidence_mb * 1e6) - sum(_size(file) for _, file in files)
         for time_ns, file in files:
@@ -121,7 +123,7 @@ class Evidence:
             room += _size(file)
             LOG.info("recording %s/%s goes", file.parent.name, file.name)
             file.unlink(missing_ok=True)
-            shutil.rmtree(file.with_name(f"{file.name}{VIEW}"), ignore_errors=True)
+            shutil.rmtree(view.folder_of(file), ignore_errors=True)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -184,7 +186,14 @@ def found(folder: Path, alarm: Alarm) -> Path | None:
     return path if path.is_file() else None
 
 
+def time_of(path: Path) -> int:
+    """When it was last changed, ns; 0 where it has gone meanwhile."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
 def _size(file: Path) -> int:
     """Bytes of a recording and of what was made of it to be shown."""
-    view = file.with_name(f"{file.name}{VIEW}")
-    return file.stat().st_size + sum(each.stat().st_size for each in view.glob("*"))
+    return file.stat().st_size + sum(each.stat().st_size for each in view.folder_of(file).glob("*"))
