@@ -81,7 +81,7 @@ class Desk:
         now_ns = self._clock.now_ns()
         keys, messages = self._event_of(device, key)
         self.labels.add([Said(now_ns, who, device, each, word, kind, why) for each in keys])
-        told = " ".join(part for part in (word, kind and f"({kind})", why) if part)
+        told = ": ".join(part for part in (f"{word} ({kind})" if kind else word, why) if part)
         self.actions.add([Action(now_ns, who, "label", device, each, told) for each in keys])
         return [message for message in messages if message.state == "raised"]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from hub import groups, messenger, watch
+from hub import groups, messenger, releases, watch
 from hub import store as stores
 from hub.accounts import Accounts
 from hub.alarms import Action, Event
@@ -16,11 +16,13 @@ from hub.broker import Broker
 from hub.desk import Desk
 from hub.evidence import fetch
 from hub.evidence.room import Evidence
+from hub.expiries import Expiry, expiries
 from hub.ingest import Ingest
 from hub.inhibition import Floor
 from hub.labelled import LabelledSet
 from hub.labels import Word
 from hub.metrics import TimedKeeper
+from hub.overview import Overview
 from hub.rates import rates
 from hub.replays import Replays
 from hub.retention import Retention
@@ -29,6 +31,7 @@ from lineside.errors import ConfigError, LinesideError
 from lineside.operator import Operator, Outcome
 from lineside.pins import Pins
 from lineside.plant import PlantConfig
+from lineside.rollout_records import Records
 
 LOOK_NS = NS * 2 // 5
 ANSWER_S = 60.0
@@ -37,8 +40,9 @@ ANSWER_S = 60.0
 class Hub:
     """Everything of one line; `start` starts it in order, `stop` stops it in the other."""
 
-    def __init__(self, plant: PlantConfig, base: Path, clock: Clock) -> None:
-        self.plant, self.clock = plant, clock
+    def __init__(self, plant: PlantConfig, base: Path, clock: Clock, config: Path | None = None) -> None:
+        """`config` is the plant file, for the commands that pages show."""
+        self.plant, self.clock, self.config = plant, clock, config or base / "plant.toml"
         self.repository = base / plant.repository
         self.pins = Pins(base / plant.secrets)
         self.store = stores.Store(stores.database_url(plant.hub.database, base))
@@ -47,6 +51,7 @@ class Hub:
         self.keeper, shared = TimedKeeper(self.store, clock), self.store.shared
         self.ingest = Ingest(plant.site, plant.connection("hub"), base, self.keeper, clock=clock, shared=shared)
         self.retention = Retention(self.store, plant.hub.keep_days, clock)
+        self.overview = Overview(self.store, self.devices, clock)
         self.desk = Desk(self.store, plant.alarms, clock)
         self.messenger = messenger.Messenger(
             plant, messenger.addresses(plant, base), self.desk.actions, lambda: self.look().groups, clock
@@ -79,6 +84,7 @@ class Hub:
             self.broker.start()
         self.ingest.start()
         self.retention.start()
+        self.overview.start()
         self.messenger.start()
         self.announcer.start()
         self.evidence.start()
@@ -88,6 +94,7 @@ class Hub:
         self.evidence.stop()
         self.announcer.stop()
         self.messenger.stop()
+        self.overview.stop()
         self.retention.stop()
         self.ingest.stop()
         if self.broker is not None:
@@ -157,6 +164,16 @@ class Hub:
     def news(self) -> int:
         """Another number when an alarm came in here or somebody acted on one: worth a look at once."""
         return self.keeper.alarms + self._acts
+
+    def releases(self) -> releases.Releases:
+        """What runs where and how far rollouts are; reads files and the store, so not in an event loop."""
+        line, records = self.look(), Records(self._base / self.plant.state / "rollouts")
+        told = releases.latest(self.store.manifests, self.devices(), line.now_ns)
+        return releases.look(line, told, self.pins.problem, records, line.now_ns)
+
+    def expiries(self) -> list[Expiry]:
+        """When signatures and certificates end; reads files, so not in an event loop."""
+        return expiries(self.plant, self._base, self.clock.now_ns())
 
     def devices(self) -> list[str]:
         """The devices of the plant file and any other that has spoken."""

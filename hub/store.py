@@ -20,6 +20,7 @@ from hub.tables import (
     KEPT,
     MANIFESTS,
     OPEN_ALARMS,
+    SCORE_MINUTES,
     SCORES,
     TOTALS,
     Row,
@@ -87,6 +88,11 @@ class Store:
         return self._engine
 
     @property
+    def insert(self) -> Callable[[sa.Table], Any]:
+        """The database's own insert, which knows what to do on a conflict."""
+        return self._insert
+
+    @property
     def shared(self) -> bool:
         """Whether several hubs may write to it at a time."""
         return self._engine.dialect.name == "postgresql"
@@ -150,7 +156,7 @@ class Store:
     def score_minutes(self, device: str, since_ns: int, until_ns: int) -> list[Minute]:
         """What is left of scores that are kept no longer, of minutes that begin in since_ns <= t < until_ns."""
         with self._engine.connect() as connection:
-            return minute_rows.read(connection, device, since_ns, until_ns)
+            return minute_rows.read(connection, SCORE_MINUTES, device, since_ns, until_ns)
 
     @property
     def alarm_version(self) -> int:

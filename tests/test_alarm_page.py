@@ -40,9 +40,9 @@ from trainer.plan import RecordingPart
 
 ROOT = Path(__file__).parent.parent
 SCREENS = ROOT / "docs" / "screens"
-KEY, COLOURS = "edge-1/press/anomaly/1", 64
+KEY, COLOURS = "edge-1/press/anomaly/1", 128
 WHY = "press is unlike normal: 78% of the evidence comes from mic0 (microphone), p = 1e-04 (at most 3e-04, 95 %)"
-CAUSE = " (cause: the process; mic0 alone is unlike normal, and its background is as it was)"
+CAUSE = " (cause: the process; unlike normal: mic0; the background of mic0 is as it was)"
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
@@ -259,13 +259,13 @@ def test_an_alarm_is_looked_into_and_told_not_real_with_a_touch(plant: Plant, br
     assert wait(lambda: abs(page.locator("audio").evaluate("player => player.currentTime") - 8) < 0.2, 10)
     page.get_by_text("Without mic0 (microphone) p would be 0.31 instead of 0.0001: ordinary").wait_for(timeout=10_000)
     page.get_by_text("Without cam0 (camera) p would be 0.002 instead of 0.0001: strange all the same").wait_for()
-    page.get_by_text("mic0 alone is unlike normal, and its background is as it was", exact=True).wait_for()
+    page.get_by_text("unlike normal: mic0; the background of mic0 is as it was", exact=True).wait_for()
     page.get_by_text("p ≤ 0.01 in 5 of 6 moments").wait_for()
     assert page.locator(".l-card", has_text="Nearest normal moments").locator(".l-mono").count() == 6
     page.get_by_label("Why (if you want to say)").fill("a fork lift passed")
     large_enough(page, "Not real").click()
     page.get_by_text("said by operator").wait_for(timeout=10_000)
-    page.get_by_text("not real a fork lift passed").wait_for(timeout=10_000)  # in what was done
+    page.get_by_text("not real: a fork lift passed").wait_for(timeout=10_000)  # in what was done
     file = plant.folder / "labelled" / f"edge-1-{scene.name(plant.start_ns)}"
     assert wait(file.is_file)
     recording = Recording(file)

@@ -6,17 +6,32 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import hub.dashboard
-from hub.dashboard import alarm_facts, controls, label_card, shell, style, visit
+from hub.accounts import Role
+from hub.course import SPANS
+from hub.dashboard import (
+    alarm_facts,
+    controls,
+    expiries_card,
+    fleet_page,
+    hub_card,
+    label_card,
+    rollouts,
+    shell,
+    style,
+    visit,
+)
 from hub.dashboard.language import Language
 from hub.dashboard.phrases import JAPANESE, TABLES, sentences
 from hub.groups import OTHER, SHARED
 from hub.rates import NORMS, TOO_MANY
 from hub.watch import AGENT_STATES, WORDS
 from lineside.clock import NS
+from lineside.messages import Phase
 from lineside.quality import FLAGS
 from lineside.windows import MODALITIES
 
@@ -45,6 +60,14 @@ def words_from_tables() -> set[str]:
         *(fault.text for fault in controls.FAULTS),
         *(word for _, word in NORMS),
         TOO_MANY,
+        *(text for text, _, _ in (*rollouts.STATES.values(), *rollouts.PROGRESS.values())),
+        *rollouts.WORDS.values(),
+        *get_args(Phase),
+        *(text for text, _, _ in expiries_card.LEVELS.values()),
+        *(phrase for _, phrase, _ in hub_card.NUMBERS),
+        *(column.head for column in fleet_page.COLUMNS),
+        *(span.phrase for span in SPANS.values()),
+        *get_args(Role),
         *FLAGS,
     }
 
@@ -143,5 +166,8 @@ def test_sentences_of_devices_and_rules_are_told_in_japanese() -> None:
     for hint in (*SHARED.values(), OTHER):
         assert "原因" in ja.sentence(f"every station at once: look for a common cause ({hint})")
         assert ja.sentence(hint) != hint
+    why = "mic0 is far more unlike normal than the rest, and so is its background: "
+    told = ja.sentence(f"{why}9% of what is still at the picture's edge flickers")
+    assert re.fullmatch(r"mic0 .*9% がちらついています", told)
     assert ja.sentence("something that nobody foresaw") == "something that nobody foresaw"
     assert Language("en").sentence("cam0 is offline") == "cam0 is offline"

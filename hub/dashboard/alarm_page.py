@@ -50,7 +50,8 @@ class AlarmView:
 
     def __init__(self, visit: Visit, event: Event) -> None:
         self._visit, self._event = visit, event
-        ui.add_head_html(f'<script src="{style.asset("alarm.js")}"></script>')
+        sheet, script = style.asset("alarm.css"), style.asset("alarm.js")
+        ui.add_head_html(f'<link rel="stylesheet" href="{sheet}"><script src="{script}"></script>')
         self._head = ui.element("section").classes("l-card")
         self._label = LabelCard(visit)
         with ui.element("div").classes("l-alarm"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from nicegui import run, ui
@@ -142,16 +142,16 @@ async def roll_back(visit: Visit, device: str, modality: str, encoder: EncoderHe
         await ask(visit, device, "rollback", {"modality": modality}, what)
 
 
-def fault_panel(visit: Visit, device: Callable[[], str]) -> None:
-    """Buttons that disturb the simulated or recorded signal of the chosen device for a while."""
+def fault_panel(visit: Visit, device: str) -> None:
+    """Buttons that disturb the simulated or recorded signal of a device for a while."""
     t = visit.t
     with ui.element("div").classes("l-card l-row"):
         ui.icon("science").classes("l-large")
-        parts.heading(t("Try a fault ({n} s)", n=FAULT_S))
+        parts.heading(t("Try a fault on {device} ({n} s)", device=device, n=FAULT_S))
         for fault in FAULTS:
 
             async def inject(fault: Fault = fault) -> None:
                 args = {"kind": fault.kind, "seconds": str(FAULT_S)}
-                await ask(visit, device(), "fault", args, t(fault.text))
+                await ask(visit, device, "fault", args, t(fault.text))
 
             parts.button(t(fault.text), fault.icon, inject)

@@ -26,13 +26,11 @@ class LineView:
     """One open page."""
 
     def __init__(self, visit: Visit) -> None:
-        self._worst = ""
         self._parts = (Tiles(visit), OpenGroups(visit), RatesCard(visit))
         if visit.hub.plant.hub.demo:
-            controls.fault_panel(visit, lambda: self._worst)
+            controls.fault_panel(visit, visit.hub.devices()[0])
 
     def show(self, line: Line) -> None:
-        """Bring every part up to date; faults of a demonstration are for the station that was worst first."""
-        self._worst = self._worst or line.stations[0].device
+        """Bring every part up to date."""
         for part in self._parts:
             part.show(line)

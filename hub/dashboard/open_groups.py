@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from urllib.parse import quote
 
 from nicegui import ui
@@ -18,8 +19,9 @@ SHOWN = 8
 class OpenGroups:
     """Groups with an event that is active or not acknowledged, what calls first."""
 
-    def __init__(self, visit: Visit) -> None:
-        self._visit = visit
+    def __init__(self, visit: Visit, device: str = "") -> None:
+        """`device`: only what has to do with it."""
+        self._visit, self._device = visit, device
         with ui.column().classes("l-card"):
             parts.heading(visit.t("Open alarms"))
             self._list = ui.element("div").classes("l-list")
@@ -27,7 +29,7 @@ class OpenGroups:
 
     def show(self, line: Line) -> None:
         """Drawn anew only when an alarm or an action came."""
-        groups = open_first(line.groups)
+        groups = open_first(line.groups, self._device)
         if groups == self._shown:
             return
         self._shown, t = groups, self._visit.t
@@ -73,9 +75,10 @@ def address(event: Event) -> str:
     return f"/alarm/{event.raised.device}/{quote(event.raised.key)}"
 
 
-def open_first(groups: tuple[Group, ...]) -> list[Group]:
+def open_first(groups: Iterable[Group], device: str = "") -> list[Group]:
     """Groups that want somebody: those that call first, then newest first."""
-    found = [group for group in groups if any(event.state != "CLEARED_ACK" for event in group.events)]
+    own = [group for group in groups if not device or any(event.raised.device == device for event in group.events)]
+    found = [group for group in own if any(event.state != "CLEARED_ACK" for event in group.events)]
     return sorted(found, key=lambda group: not any(event.calls for event in group.events))
 
 

@@ -29,6 +29,13 @@ def modality(kind: str, text: str) -> None:
         ui.label(text)
 
 
+def presence(t: Language, device: str, word: str) -> None:
+    """A device, and whether it is there."""
+    with ui.element("div").classes("l-row"):
+        ui.label(device)
+        tag(t(word), *(("cloud_done", "good") if word == "online" else ("cloud_off", "off")))
+
+
 def button(text: str, icon: str, on_click: Callable[[], Any] | None = None, look: Look = "outline") -> ui.button:
     """A button with words."""
     made = ui.button(text, icon=icon, on_click=on_click, color=None)
@@ -66,6 +73,14 @@ def picture(jpeg: bytes, sensor: str) -> ui.element:
     made = ui.element("img").props(f'src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"')
     made.props["alt"] = made.props["title"] = sensor
     return made
+
+
+def command(t: Language, text: str) -> None:
+    """A command to be typed elsewhere; one touch marks all of it."""
+    made = ui.element("code").classes("l-command")
+    made.props["title"] = t("touch to mark it, then copy")
+    with made:
+        ui.label(text)
 
 
 class Table:

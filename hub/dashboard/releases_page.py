@@ -1,19 +1,20 @@
-"""Which encoder version runs where, and the way back."""
+"""Which encoder version runs where, how far each rollout is, and the way back."""
 
 from __future__ import annotations
 
-from functools import partial
+import shlex
 
 from fastapi import Request
-from nicegui import ui
+from nicegui import run, ui
 
-from hub.dashboard import controls, parts, shell
-from hub.dashboard.language import NONE
-from hub.dashboard.parts import Table, modality, tag
+from hub.dashboard import parts, shell
+from hub.dashboard.rollouts import Rollouts
+from hub.dashboard.versions import Versions
 from hub.dashboard.visit import Visit
 from hub.line import Hub
 from hub.watch import Line
-from lineside.messages import EncoderHealth
+
+EVERY_S = 2.0
 
 
 def mount(hub: Hub) -> None:
@@ -25,32 +26,40 @@ def mount(hub: Hub) -> None:
 
 
 class ReleasesView:
-    """One open page."""
+    """One open page; it looks by itself, for what it shows is read from files."""
 
     def __init__(self, visit: Visit) -> None:
         self._visit, t = visit, visit.t
-        head = [t(word) for word in ("Modality", "Device", "Version", "Previous", "Runs on", "Device is")]
-        widths = "minmax(120px, auto) auto auto auto auto auto minmax(150px, auto)"
-        self._table = Table(t("Encoders"), [*head, ""], widths)
+        self._trouble = ui.element("div").classes("l-banner tone-bad")
+        with self._trouble:
+            ui.icon("warning")
+            self._reason = ui.label("")
+        self._trouble.set_visibility(False)
+        self._rollouts, self._versions = Rollouts(visit), Versions(visit)
+        with ui.column().classes("l-card"):
+            parts.heading(t("Roll back on every device"))
+            ui.label(t("Needs the key of the modality, which the hub does not have. Where it lies, run:")).classes(
+                "l-soft"
+            )
+            for modality in visit.hub.plant.modalities:
+                parts.command(t, command(visit, "rollback", modality))
+        ui.timer(EVERY_S, self.look)
 
     def show(self, line: Line) -> None:
-        """Rebuild the table when a version, a provider or a presence changed."""
-        rows = [
-            (station.device, station.presence, name, encoder)
-            for station in sorted(line.stations, key=lambda each: each.device)
-            for name, encoder in sorted(station.health.encoders.items() if station.health else ())
-        ]
-        self._table.show(rows, self._row)
+        """What a look at the line knows is on the other pages."""
 
-    def _row(self, device: str, presence: str, name: str, encoder: EncoderHealth) -> None:
-        t = self._visit.t
-        modality(name, t(name))
-        ui.label(device)
-        ui.label(encoder.version).classes("l-mono l-strong")
-        ui.label(encoder.previous or NONE).classes("l-mono l-soft")
-        ui.label(encoder.provider.removesuffix("ExecutionProvider")).classes("l-soft")
-        tag(t(presence), *(("cloud_done", "good") if presence == "online" else ("cloud_off", "off")))
-        with ui.element("div"):
-            back = partial(controls.roll_back, self._visit, device, name, encoder)
-            made = parts.button(t("Roll back"), "undo", back)
-            made.set_enabled(bool(encoder.previous) and presence == "online")
+    async def look(self) -> None:
+        """Read in a thread, and show what changed."""
+        if (found := await run.io_bound(self._visit.hub.releases)) is None:
+            return
+        self._trouble.set_visibility(bool(found.trouble))
+        self._reason.text = found.trouble
+        self._rollouts.show(found)
+        self._versions.show(found)
+
+
+def command(visit: Visit, action: str, modality: str) -> str:
+    """What to type on the machine that has the keys."""
+    return shlex.join(
+        ["lineside", "deploy", *action.split(), "--config", str(visit.hub.config), "--modality", modality]
+    )

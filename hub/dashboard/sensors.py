@@ -15,12 +15,13 @@ from lineside.messages import Health, SensorHealth
 class Sensors:
     """Every sensor: what it is, how it is, and the mend when it is not well."""
 
-    WIDTHS = "minmax(120px, auto) auto auto auto auto auto minmax(180px, 2fr)"
-
-    def __init__(self, t: Language) -> None:
-        self._t = t
-        head = [t(word) for word in ("Sensor", "Device", "State", "Rate", "Windows", "Lost samples", "Problem")]
-        self._table = Table(t("Sensors"), head, self.WIDTHS)
+    def __init__(self, t: Language, device: str = "") -> None:
+        """`device`: all rows are of this one, which is not told again."""
+        self._t, self._alone = t, bool(device)
+        words = ["Sensor", "Device", "State", "Rate", "Clock", "Restarts", "Windows", "Lost samples", "Problem"]
+        shown = [word for word in words if not (self._alone and word == "Device")]
+        widths = f"minmax(150px, auto) {'auto ' * (len(shown) - 2)} minmax(180px, 2fr)"
+        self._table = Table(t("Sensors"), [t(word) for word in shown], widths)
 
     def show(self, stations: Sequence[Station]) -> None:
         """Rebuild the table when something in it changed."""
@@ -34,15 +35,28 @@ class Sensors:
     def _row(self, device: str, live: bool, name: str, sensor: SensorHealth) -> None:
         t = self._t
         modality(sensor.modality, f"{name} ({t(sensor.modality)})")
-        ui.label(device)
+        if not self._alone:
+            ui.label(device)
         well = not sensor.flags and not sensor.problem
         flags = ", ".join(t(flag) for flag in sensor.flags) or t("problem")
         word, icon, tone = (t("ok"), "check", "good") if well else (flags, "warning", "warn")
         tag(*((word, icon, tone) if live else (t("not known now"), "cloud_off", "off")))
-        ui.label(f"{t.number(sensor.rate_hz, 1)} Hz" if sensor.rate_hz else NONE).classes("l-mono")
-        ui.label(t.number(sensor.windows)).classes("l-mono")
+        for text in (_rate(t, sensor), _clock(t, sensor), t.number(sensor.restarts), t.number(sensor.windows)):
+            ui.label(text).classes("l-mono")
         ui.label(t.number(sensor.dropped_samples)).classes("l-mono")
         said(t, sensor.problem or NONE, "l-soft" if well else "")
+
+
+def _rate(t: Language, sensor: SensorHealth) -> str:
+    return f"{t.number(sensor.rate_hz, 1)} Hz" if sensor.rate_hz else NONE
+
+
+def _clock(t: Language, sensor: SensorHealth) -> str:
+    """How far a sensor's own clock is off, and how fast it drifts."""
+    if sensor.offset_ms is None:
+        return NONE
+    drift = f", {t.number(sensor.drift_ppm)} ppm" if sensor.drift_ppm is not None else ""
+    return f"{t.number(sensor.offset_ms, 1)} ms{drift}"
 
 
 class Watching:

@@ -27,6 +27,7 @@ MODALITIES: dict[str, Look] = {
     "microphone": Look("mic", "#f07c1b"),
     "series": Look("show_chart", "#27ab60"),
 }
+OTHER = "#7b8794"
 # Further sensors of one modality keep its hue and grow paler.
 PALER = ("", "b8", "80", "58")
 
@@ -52,7 +53,7 @@ KINDS = {"anomaly": "monitor_heart", "drift": "trending_down", "sensor": "sensor
 
 
 def colours(modalities: dict[str, str]) -> dict[str, str]:
-    """A colour for each sensor of a `sensor -> modality` table, ordered by modality.
+    """A colour for each sensor of a `sensor -> modality` table, ordered by modality; those of none come last, grey.
 
     >>> colours({"mic0": "microphone", "cam0": "camera", "cam1": "camera"})
     {'cam0': '#3b8bee', 'cam1': '#3b8beeb8', 'mic0': '#f07c1b'}
@@ -61,7 +62,7 @@ def colours(modalities: dict[str, str]) -> dict[str, str]:
     for modality, look in MODALITIES.items():
         for index, sensor in enumerate(sorted(name for name, kind in modalities.items() if kind == modality)):
             chosen[sensor] = look.colour + PALER[min(index, len(PALER) - 1)]
-    return chosen
+    return {**chosen, **dict.fromkeys(sorted(set(modalities) - set(chosen)), OTHER)}
 
 
 def modality_class(kind: str) -> str:

@@ -37,10 +37,11 @@ class Tiles:
 class Tile:
     """One station."""
 
-    def __init__(self, t: Language, device: str) -> None:
+    def __init__(self, t: Language, device: str, *, link: bool = True) -> None:
         self._t = t
-        with ui.element("a").classes("l-tile") as self._tile:
-            self._tile.props["href"] = f"/station/{device}"
+        with ui.element("a" if link else "div").classes("l-tile") as self._tile:
+            if link:
+                self._tile.props["href"] = f"/station/{device}"
             with ui.element("div").classes("l-tile-top"):
                 self._icon = ui.icon("help")
                 with ui.element("div").classes("l-who"):

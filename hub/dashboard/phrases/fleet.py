@@ -1,3 +1,34 @@
-"""What the fleet page shows."""
+"""Devices, signatures, the hub's own numbers."""
 
-JAPANESE: dict[str, str] = {}
+JAPANESE = {
+    "Devices": "デバイス",
+    "Filter by device or station": "デバイス・ステーションで絞り込み",
+    "Only with problems": "問題ありのみ",
+    "{n} of {all} devices": "{all} 台中 {n} 台",
+    "Last seen": "最終受信",
+    "Outbox": "送信待ち",
+    "Skew of sensors": "センサー間の時間差",
+    "Agent": "エージェント",
+    "now": "現在",
+    "never": "なし",
+    "{n} messages, {kb} kB": "{n} 件、{kb} kB",
+    "its clock runs {span} ahead of the hub's": "デバイスの時計がハブより {span} 進んでいます",
+    "{n} messages were dropped": "{n} 件のメッセージが破棄されました",
+    "Signatures and certificates": "署名と証明書",
+    "Signature or certificate": "署名・証明書",
+    "nothing is signed yet": "署名はまだありません",
+    "Ends": "期限",
+    "Left": "残り",
+    "ended": "期限切れ",
+    "holds": "有効",
+    "more than half gone": "半分以上経過",
+    "ends now": "まもなく期限切れ",
+    "The hub since it started": "ハブ（起動以降）",
+    "messages stored": "保存済みメッセージ",
+    "messages wait to be stored": "保存待ちメッセージ",
+    "messages sent twice, stored once": "重複して届いたメッセージ（保存は 1 回）",
+    "refused: no messages of ours": "拒否：形式が異なるメッセージ",
+    "put off: a device floods": "保留：送信過多のデバイス",
+    "from a clock that runs ahead": "時計が進んだデバイスから",
+    "not committed, sent again": "保存できず再送待ち",
+}

@@ -68,7 +68,7 @@ JAPANESE = {
     "{n} standing for more than a day": "1 日以上継続 {n} 件",
     "{n} messages could not be sent": "通知 {n} 件を送信できませんでした",
     # the demonstration
-    "Try a fault ({n} s)": "故障を試す（{n} 秒）",
+    "Try a fault on {device} ({n} s)": "{device} で故障を試す（{n} 秒）",
     "Bearing noise": "ベアリング音",
     "Misaligned part": "部品のずれ",
     "Dirty lens": "レンズの汚れ",

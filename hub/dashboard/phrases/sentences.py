@@ -15,6 +15,40 @@ JAPANESE = {
     "the light": "照明",
     "noise in the hall": "場内の騒音",
     "power, network or the material": "電源・ネットワーク・材料",
+    "{sensor} is far more unlike normal than the rest, and so is its background: {what}": (
+        "{sensor} だけが大きく通常と異なり、背景も変わっています：{what}"
+    ),
+    "{sensor} is hardly unlike normal, but its background is: {what}": (
+        "{sensor} はほぼ通常どおりですが、背景が変わっています：{what}"
+    ),
+    "{sensors} are unlike normal at once, {sensor} in its background too": (
+        "{sensors} が同時に通常と異なり、{sensor} は背景も変わっています"
+    ),
+    "unlike normal: {sensors}; the background of {sensor} is as it was": (
+        "通常と異なる：{sensors}。{sensor} の背景は変わっていません"
+    ),
+    "mostly {sensor} is a little unlike normal; the backgrounds are as they were": (
+        "主に {sensor} が通常とわずかに異なります。背景は変わっていません"
+    ),
+    "no sensor alone is unlike normal": "単独で通常と異なるセンサーはありません",
+    "{sensor} crackles: {n} clicks a second go to one side, as of a bad contact and of no sound": (
+        "{sensor} に接触不良のような雑音：片側へのクリックが毎秒 {n} 回"
+    ),
+    "{sensor} picks up the mains: without {n} Hz and its multiples it is much more like normal": (
+        "{sensor} に電源ハム：{n} Hz とその倍音を除くと通常に近づきます"
+    ),
+    "{sensor} is unlike normal, and there is no other sensor to compare it with": (
+        "{sensor} が通常と異なりますが、比べるセンサーがありません"
+    ),
+    "{sensor} alone is unlike normal, and no longer agrees with the others": (
+        "{sensor} だけが通常と異なり、他のセンサーと合わなくなりました"
+    ),
+    "{sensor} alone is unlike normal, and agrees with the others as it did": (
+        "{sensor} だけが通常と異なりますが、他のセンサーとは合っています"
+    ),
+    "{share} of what is still at the picture's edge looks otherwise": "画像の端の静止部分の {share} が変わりました",
+    "{share} of what is still at the picture's edge flickers": "画像の端の静止部分の {share} がちらついています",
+    "{share} of the pitches sound fainter between the noises": "音の合間で {share} の音域が弱くなりました",
     "{station} is {how}: {share} of the evidence comes from {sensor} ({modality}){rest}": (
         "{station}：{how}。根拠の {share} は {sensor}（{modality}）{rest}"
     ),
@@ -55,6 +89,20 @@ JAPANESE = {
     "the series does not move; check the sensor's cable": "値が動きません。センサーのケーブルを確認してください",
     "the series has values that are not numbers; check the sensor's driver": (
         "数値でない値があります。センサーのドライバーを確認してください"
+    ),
+    "offline; it catches up when it comes back": "オフライン。復帰後に自動で追いつきます",
+    "not begun": "未開始",
+    "has sent no manifest yet": "まだ構成を報告していません",
+    "ring {n} of {all} opened: {whom}": "リング {n} / {all} を開始：{whom}",
+    "ring {n} has it, watched for {span}": "リング {n} に導入済み、{span} 観察します",
+    "ring {n} is well, the next one waits for a person": "リング {n} は良好、次のリングは承認待ちです",
+    "finished: every device is to run it": "完了：全デバイスで使用します",
+    "paused": "一時停止",
+    "resumed": "再開",
+    "aborted: {reason}": "取り消し：{reason}",
+    "by the operator": "オペレーターによる",
+    "no key of {device} is kept yet; `lineside deploy status` keeps the first one that it sees": (
+        "{device} の鍵はまだ保管されていません。`lineside deploy status` が最初の鍵を保管します"
     ),
     "{sensor} ({modality}): {problem}": "{sensor}（{modality}）：{problem}",
 }

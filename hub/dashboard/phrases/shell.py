@@ -53,7 +53,7 @@ JAPANESE = {
     "problem": "異常あり",
     "none": "なし",
     "Cancel": "キャンセル",
-    "Close": "閉じる",
+    "touch to mark it, then copy": "触れると選択されます。コピーしてください",
     "{device}: {what} …": "{device}：{what} …",
     "{device}: {what}: done": "{device}：{what}：完了",
     "{device}: {what}: failed ({reason})": "{device}：{what}：失敗（{reason}）",
