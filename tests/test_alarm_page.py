@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -25,6 +26,10 @@ from PIL import Image
 
 from edge.agent import Agent
 from edge.config import CommissioningSettings, DeviceConfig, DeviceSettings, EvidenceSettings
+from hub.accounts import ROLES, Accounts
+from hub.dashboard.gate import COOKIE
+from hub.store import Store, database_url
+from hub.tables import row
 from lineside import config as toml
 from lineside import mqtt, topics, wire
 from lineside.clock import NS, SystemClock
@@ -57,14 +62,15 @@ def free_ports(count: int) -> list[int]:
 class Plant:
     """A hub with its broker, and one device that is commissioning and has kept the recording of an alarm."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, more: str = "") -> None:
         broker, page = free_ports(2)
         (folder / "secrets").mkdir()
         for user in ("hub", "operator", "edge-1"):
             (folder / "secrets" / f"{user}.password").write_text(f"secret of {user}")
         self.folder, self.config, self.url = folder, folder / "plant.toml", f"http://127.0.0.1:{page}"
         self.config.write_text(
-            f'site = "{SITE}"\ndevices = ["edge-1"]\n[broker]\nport = {broker}\n[hub]\nport = {page}\nevidence = true\n'
+            f'site = "{SITE}"\ndevices = ["edge-1"]\n[broker]\nport = {broker}\n'
+            f"[hub]\nport = {page}\nevidence = true\n{more}"
         )
         self.plant = toml.load(self.config, PlantConfig)
         self.start_ns = (time.time_ns() // NS - 40) * NS
@@ -343,3 +349,40 @@ def test_screens(plant: Plant, browser: Any, request: pytest.FixtureRequest, tmp
         assert file.stat().st_size < 300_000
         page.context.close()
         assert errors == []
+
+
+def test_who_may_only_look_sees_no_recording_and_says_nothing(tmp_path: Path, browser: Any) -> None:
+    plant = Plant(tmp_path, "login = true\n")
+    recording = plant.folder / "state" / "evidence" / "edge-1" / scene.name(plant.start_ns)
+    scene.recording(recording, start_ns=plant.start_ns)
+    store = Store(database_url("sqlite:///hub.db", tmp_path))
+    told = wire.stamped(scene.alarm(KEY, start_ns=plant.start_ns), 1, 1)
+    store.add([row("alarm", told, wire.encode(told), time.time_ns())])
+    accounts = Accounts(store.engine, SystemClock())
+    tokens = {}
+    for role in ROLES:
+        accounts.add(role, role, "a long password")
+        tokens[role] = accounts.token(role)
+    store.close()
+    hub = plant.run_hub()
+    try:
+        context = browser.new_context()
+        context.add_cookies([{"name": COOKIE, "value": tokens["viewer"], "url": plant.url}])
+        page = context.new_page()
+        page.goto(f"{plant.url}/alarm/edge-1/{KEY}")
+        page.get_by_text("Your role does not open recordings").wait_for(timeout=20_000)
+        large_enough(page, "Not real").click()
+        page.get_by_text("may not label as viewer").wait_for(timeout=10_000)
+        context.close()
+        answers = {}
+        for role, token in {"": "", **tokens}.items():
+            path = f"{plant.url}/evidence/edge-1/{recording.name}/recording.mcap"
+            asked = urllib.request.Request(path, headers={"Authorization": f"Bearer {token}"})
+            with contextlib.suppress(urllib.error.HTTPError):
+                answers[role] = urllib.request.urlopen(asked, timeout=60).status
+    finally:
+        hub.send_signal(signal.SIGTERM)
+        _, errors = hub.communicate(timeout=60)
+    assert answers == {"operator": 200, "engineer": 200}
+    assert not (tmp_path / "labelled").exists()
+    assert "Traceback" not in errors

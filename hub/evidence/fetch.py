@@ -26,6 +26,13 @@ STALLS, MOST_REQUESTS = 3, 5000
 MOST_PIECES = 1000  # that are looked at of one request: a flood of others does not hold us for ever
 
 
+class Refused(LinesideError):
+    """A device said no; its reason is a whole sentence of its own."""
+
+    def __str__(self) -> str:
+        return self.reason
+
+
 class Source(Protocol):
     """Where recordings come from: `ask` raises LinesideError with the reason, `pieces` gives what comes."""
 
@@ -48,7 +55,7 @@ class Line:
         if outcome.status == "silent":
             raise LinesideError(device, f"did not answer within {ANSWER_S:.0f} s", "is it online? ask again")
         if outcome.status == "failed":
-            raise LinesideError(device, outcome.reason, "see the device's log")
+            raise Refused(device, outcome.reason, "see the device's log")
 
     @contextmanager
     def pieces(self, device: str) -> Iterator[queue.Queue[Piece]]:

@@ -15,6 +15,27 @@ JAPANESE = {
     "the light": "照明",
     "noise in the hall": "場内の騒音",
     "power, network or the material": "電源・ネットワーク・材料",
+    '{device}: does not send recordings; set [evidence] send = "request" there': (
+        '{device} は記録を送りません。デバイスの [evidence] send を "request" にしてください'
+    ),
+    "{file}: is not on the device (any more): the oldest go first; give [evidence] max_mb more room there": (
+        "{file} はデバイスに残っていません（古いものから消えます）。[evidence] max_mb を増やしてください"
+    ),
+    "{file}: is still being written; ask again in some seconds": (
+        "{file} は書き込み中です。数秒後に再度要求してください"
+    ),
+    "{device}: did not answer within {n} s; is it online? ask again": (
+        "{device} が {n} 秒以内に応答しません。オンラインか確認して再度要求してください"
+    ),
+    "{device} is not known now": "{device} の状態が分かりません",
+    "{device}: what ran at {time} is not known: {why}": "{device}：{time} に動作していたものは不明です（{why}）",
+    "not real: {why}": "誤報：{why}",
+    "real ({kind}): {why}": "本物（{kind}）：{why}",
+    "real ({kind})": "本物（{kind}）",
+    "real: {why}": "本物：{why}",
+    "not real": "誤報",
+    "real": "本物",
+    "withdrawn": "取り消し",
     "{sensor} is far more unlike normal than the rest, and so is its background: {what}": (
         "{sensor} だけが大きく通常と異なり、背景も変わっています：{what}"
     ),
