@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hub import groups, messenger, releases, watch
 from hub import store as stores
+from hub.absence import Absence
 from hub.accounts import Accounts
 from hub.alarms import Action, Event
 from hub.announcer import Announcer
@@ -56,6 +57,7 @@ class Hub:
         self.messenger = messenger.Messenger(
             plant, messenger.addresses(plant, base), self.desk.actions, lambda: self.look().groups, clock
         )
+        self.absence = Absence(self.store, lambda: self.ingest.presence, plant.alarms.offline_s, clock)
         self.announcer = Announcer(plant, base, self.look)
         self.evidence = Evidence(
             plant.hub,
@@ -86,6 +88,7 @@ class Hub:
         self.retention.start()
         self.overview.start()
         self.messenger.start()
+        self.absence.start()
         self.announcer.start()
         self.evidence.start()
 
@@ -93,6 +96,7 @@ class Hub:
         """Commit what has come in, then end the children. May be called twice."""
         self.evidence.stop()
         self.announcer.stop()
+        self.absence.stop()
         self.messenger.stop()
         self.overview.stop()
         self.retention.stop()

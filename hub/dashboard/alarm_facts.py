@@ -77,7 +77,8 @@ def contributions(t: Language, alarm: Alarm, score: Score | None, modalities: di
     with ui.element("section").classes("l-card"):
         parts.heading(t("Contribution of each sensor (nats)"))
         if not shares:
-            ui.label(t("An alarm of the sensor itself: nothing was weighed.")).classes("l-soft")
+            own = t("An alarm of the sensor itself: nothing was weighed.")
+            ui.label(t("The hub's own alarm: the device is away.") if alarm.kind == "device" else own).classes("l-soft")
             return
         most = max(1e-9, *(abs(value) for value in shares.values()))
         with ui.element("div").classes("l-share"):
@@ -177,6 +178,8 @@ def _limits(t: Language, alarm: Alarm) -> str:
         return t("one false alarm in {n} days on average", n=f"{limits['false_alarm_days']:g}")
     if "sensor_count" in limits:
         return t("{n} windows in a row that are not well", n=f"{limits['sensor_count']:g}")
+    if "offline_s" in limits:
+        return t("offline for more than {span}", span=t.span(limits["offline_s"]))
     return ", ".join(f"{name} {value:g}" for name, value in sorted(limits.items())) or NONE
 
 

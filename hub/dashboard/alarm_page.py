@@ -89,7 +89,8 @@ class AlarmView:
                 parts.tag(t(look.text), look.icon, look.tone, solid=look.solid)
                 ui.icon(style.KINDS[alarm.kind]).classes("l-large")
                 ui.label(f"{alarm.station} · {t(alarm.kind)}").classes("l-strong l-large")
-                parts.modality(alarm.top_modality, f"{alarm.top_sensor} ({t(alarm.top_modality)})")
+                if alarm.top_sensor:
+                    parts.modality(alarm.top_modality, f"{alarm.top_sensor} ({t(alarm.top_modality)})")
                 ui.label(t.moment(alarm.time_ns, line.now_ns)).classes("l-strong l-large")
                 over = t("until {time}", time=t.moment(event.cleared_ns, line.now_ns))
                 ui.label(over if event.cleared_ns else t("still there")).classes("l-soft")

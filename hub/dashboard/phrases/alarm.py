@@ -38,6 +38,9 @@ JAPANESE = {
     "Take it back": "取り消す",
     "The label is kept, its recording is missing: {reason}": "判定を記録しました。映像と音はまだありません：{reason}",
     "An alarm of the sensor itself: nothing was weighed.": "センサー自体のアラームのため、寄与の計算はありません。",
+    "The hub's own alarm: the device is away.": "ハブ自身のアラーム：デバイスと通信できません。",
+    "offline for more than {span}": "{span} 以上オフライン",
+    "device": "デバイス",
     "The moment that raised it is no longer at the hub: without is not known.": (
         "発生時のスコアがハブに残っていないため、各センサーを除いた値は不明です。"
     ),
