@@ -168,10 +168,16 @@ def ran(
 
 
 @app.command()
-def labels(config: PlantFile = PLANT, json_: Json = False) -> None:
+def labels(
+    config: PlantFile = PLANT,
+    renew: Annotated[bool, typer.Option("--renew", help="Write the recordings with their labels anew.")] = False,
+    json_: Json = False,
+) -> None:
     """What people said of alarms, and which recordings show it: the labelled set that training reads.
 
     Example: lineside hub labels --config plant.toml
+
+    With --renew it is written anew, as where its folder was lost: from the recordings that the hub still has.
     """
     from hub.evidence.room import found
     from hub.labelled import LabelledSet
@@ -181,7 +187,10 @@ def labels(config: PlantFile = PLANT, json_: Json = False) -> None:
     store, folder = Store(database_url(plant.hub.database, base)), base / plant.hub.labelled
     try:
         here = functools.partial(found, base / plant.state / "evidence")
-        rows = LabelledSet(folder, Labels(store.engine), store.alarm, here).rows()
+        labelled = LabelledSet(folder, Labels(store.engine), store.alarm, here)
+        if renew:
+            labelled.renew_all()
+        rows = labelled.rows()
     finally:
         store.close()
     told = [f"{row.key}  {f'real: {row.kind}' if row.real else 'not real'}  by {row.who}" for row in rows]

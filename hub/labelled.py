@@ -54,6 +54,12 @@ class LabelledSet:
                 out.unlink(missing_ok=True)
             write_atomic(self.folder / INDEX, msgspec.json.format(msgspec.json.encode(self.rows()), indent=1) + b"\n")
 
+    def renew_all(self) -> None:
+        """As `renew`, for every recording of which anything is said. Raises RecordingError or OSError."""
+        alarms = [alarm for said in self._labels.latest().values() if (alarm := self._alarm(said.key))]
+        for device, recording in sorted({(alarm.device, alarm.recording) for alarm in alarms}):
+            self.renew(device, recording)
+
     def _row(self, said: Said, known: Mapping[tuple[str, str], Labelled]) -> Labelled:
         alarm = self._alarm(said.key)
         row = Labelled(
