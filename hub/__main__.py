@@ -207,17 +207,21 @@ def bench(
     turns: Annotated[int, typer.Option("--turns", min=1, help="Turns of `rate`.")] = 5,
     rows: Annotated[int, typer.Option("--rows", min=1000, help="Old messages of `backlog`.")] = 1_000_000,
     kills: Annotated[int, typer.Option("--kills", min=1, help="Times that the hub is killed.")] = 100,
+    pages: Annotated[int, typer.Option("--pages", min=1, help="Pages that `page` opens, of each span.")] = 7,
+    alarms: Annotated[int, typer.Option("--alarms", min=1, help="Alarms that `live` raises.")] = 120,
     json_: Json = False,
 ) -> None:
     """Measure ingest, backlog, kills and queries on this machine; needs mosquitto. Exit code 6 when a goal is missed.
 
+    `page` and `live` measure the pages in Chromium, and only when they are named.
+
     Example: lineside hub bench --only rate,plans
     """
-    parts = [part for part in only.split(",") if part] or list(report.PARTS)
+    parts = [part for part in only.split(",") if part] or list(report.USUAL)
     if unknown := set(parts) - set(report.PARTS):
         raise ConfigError("--only", f"no part {min(unknown)!r}", f"give some of {','.join(report.PARTS)}")
     with tempfile.TemporaryDirectory(prefix="lineside-bench-") as folder:
-        sizes = report.Sizes(messages, turns, rows, kills)
+        sizes = report.Sizes(messages, turns, rows, kills, pages, alarms)
         found = report.measure(parts, sizes, Path(folder), SystemClock(), tell)
     tell("")
     lines = report.table(found)

@@ -52,11 +52,12 @@ def course(store: Store, overview: Overview, device: str, span: Span, now_ns: in
     if span.step_s * NS < MINUTE_NS:
         scores = store.scores(device, since_ns, MOST_SCORES)
         return points((_moment(minute(score), score.start_ns) for score in scores), step_ns)
-    kept = overview.minutes(device, since_ns, now_ns)
-    gone = store.score_minutes(device, since_ns, now_ns)
-    whole_ns = kept[-1].start_ns if kept and now_ns - kept[-1].start_ns < TAIL_NS else now_ns - TAIL_NS
+    newest_ns = overview.newest_ns(device)  # its minute may not be whole yet
+    whole_ns = newest_ns if now_ns - newest_ns < TAIL_NS else now_ns - TAIL_NS
+    gone = store.score_minutes(device, since_ns, now_ns, step_ns)
+    kept = overview.minutes(device, since_ns, whole_ns, step_ns)
     tail = [minute(score) for score in store.scores(device, whole_ns, MOST_SCORES)]
-    return points([*gone, *(each for each in kept if each.start_ns < whole_ns), *tail], step_ns)
+    return points([*gone, *kept, *tail], step_ns)
 
 
 def points(parts: Iterable[Minute], step_ns: int) -> list[Minute]:

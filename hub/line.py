@@ -184,7 +184,8 @@ class Hub:
         return sorted({*self.plant.devices, *self.ingest.presence})
 
     def _look(self, now_ns: int) -> watch.Line:
-        lasts = {device: self._last(device) for device in self.devices()}
+        newest = self.store.newest_scores(self.devices())
+        lasts = {device: watch.Arrival(*newest[device]) if device in newest else None for device in self.devices()}
         self._floor = self._known(now_ns, lasts)
         events = self.desk.events(now_ns, self._floor)
         healths = self.store.latest_health(self.devices())
@@ -233,7 +234,3 @@ class Hub:
     def _presence(self, device: str) -> str:
         word = self.ingest.presence.get(device)
         return word.word if word else ""
-
-    def _last(self, device: str) -> watch.Arrival | None:
-        newest = self.store.arrivals(device, after_ns=0, limit=1)
-        return watch.Arrival(*newest[0]) if newest else None

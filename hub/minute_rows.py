@@ -13,6 +13,7 @@ from hub.tables import SCORE_MINUTES, SCORE_OVERVIEW, SCORES
 from lineside import wire
 from lineside.messages import Score
 
+SAMPLED = 12  # minutes of a step whose shares are decoded
 SUMS = ("scores", "p_value", "evidence", "contributions", "p_limit", "agreements")
 SHARES = msgspec.json.Decoder(dict[str, Share])
 Insert = Callable[[sa.Table], Any]
@@ -23,6 +24,49 @@ def read(connection: sa.Connection, table: sa.Table, device: str, since_ns: int,
     c = table.c
     query = sa.select(table).where(c.device == device, c.start_ns >= since_ns, c.start_ns < until_ns)
     return [_minute(row) for row in connection.execute(query.order_by(c.start_ns, c.station))]
+
+
+def span(engine: sa.Engine, table: sa.Table, device: str, since_ns: int, until_ns: int, step_ns: int) -> list[Minute]:
+    """Minutes as they are, or put together where a step is of many."""
+    with engine.connect() as connection:
+        if step_ns // MINUTE_NS > SAMPLED:
+            return coarse(connection, table, device, since_ns, until_ns, step_ns)
+        return read(connection, table, device, since_ns, until_ns)
+
+
+def coarse(
+    connection: sa.Connection, table: sa.Table, device: str, since_ns: int, until_ns: int, step_ns: int
+) -> list[Minute]:
+    """As `read`, put together by steps of many minutes: the database counts, the shares are of a dozen minutes a step.
+
+    Numbers and the least p-value are of all minutes; the means by name are of those that are decoded.
+    """
+    c = table.c
+    own = sa.and_(c.device == device, c.start_ns >= since_ns, c.start_ns < until_ns)
+    begin = (c.start_ns - c.start_ns % step_ns).label("begin")
+    every_ns = max(1, step_ns // MINUTE_NS // SAMPLED) * MINUTE_NS
+    some = sa.select(begin, c.contributions, c.agreements).where(own, c.start_ns % every_ns == 0)
+    shares = together(_shares(device, row) for row in connection.execute(some))
+    sums = (
+        sa.func.sum(c.scores).label("scores"),
+        sa.func.min(c.p_value).label("p_value"),
+        sa.func.sum(c.evidence * c.scores).label("evidence"),
+        sa.func.max(c.p_limit).label("p_limit"),
+    )
+    whole = connection.execute(sa.select(begin, *sums).where(own).group_by(begin).order_by(begin))
+    return [_step(device, row, shares.get((device, "", row.begin))) for row in whole]
+
+
+def _shares(device: str, row: Any) -> Minute:
+    agreed = SHARES.decode(row.agreements) if row.agreements else {}
+    return Minute(device, "", row.begin, 1, 1.0, 0.0, SHARES.decode(row.contributions), 0.0, agreed)
+
+
+def _step(device: str, row: Any, means: Minute | None) -> Minute:
+    scores = int(row.scores)
+    contributions, agreements = (means.contributions, means.agreements) if means else ({}, {})
+    evidence, limit = row.evidence / scores, row.p_limit or 0.0
+    return Minute(device, "", row.begin, scores, row.p_value, evidence, contributions, limit, agreements)
 
 
 def keep(connection: sa.Connection, insert: Insert, scores: Sequence[Score]) -> None:

@@ -46,10 +46,15 @@ class Overview:
         if self._thread.is_alive():
             self._thread.join()
 
-    def minutes(self, device: str, since_ns: int, until_ns: int) -> list[Minute]:
-        """Minutes of kept scores that begin in since_ns <= t < until_ns, in order."""
+    def minutes(self, device: str, since_ns: int, until_ns: int, step_ns: int = 0) -> list[Minute]:
+        """Minutes of kept scores that begin in since_ns <= t < until_ns, in order; as Store.score_minutes."""
+        return minute_rows.span(self._engine, SCORE_OVERVIEW, device, since_ns, until_ns, step_ns)
+
+    def newest_ns(self, device: str) -> int:
+        """When the newest minute of a device begins; 0 without any."""
         with self._engine.connect() as connection:
-            return minute_rows.read(connection, SCORE_OVERVIEW, device, since_ns, until_ns)
+            had = minute_rows.ends(connection, SCORE_OVERVIEW, device)
+        return had[1] if had else 0
 
     def bring(self, device: str, heard_ns: int, now_ns: int) -> bool:
         """Write what is new, what came late (after `heard_ns`) and a chunk of what is old; whether older is left."""

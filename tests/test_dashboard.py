@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -49,7 +49,7 @@ HISTORY_S = 120
 class Hub:
     """A plant folder and `lineside hub run` on it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, devices: Sequence[str] = ("press-3", "press-4")) -> None:
         self.folder = folder
         ports = [socket.socket() for _ in range(2)]
         for probe in ports:
@@ -58,11 +58,11 @@ class Hub:
         for probe in ports:
             probe.close()
         (folder / "secrets").mkdir()
-        for user in ("hub", "operator", "press-3", "press-4"):
+        for user in ("hub", "operator", *devices):
             (folder / "secrets" / f"{user}.password").write_text(f"secret of {user}")
         self.config = folder / "plant.toml"
         self.config.write_text(
-            'site = "line1"\ndevices = ["press-3", "press-4"]\n'
+            f'site = "line1"\ndevices = {json.dumps(list(devices))}\n'
             f"[broker]\nport = {broker}\n[hub]\nport = {page}\ndemo = true\n"
         )
         self.plant = toml.load(self.config, PlantConfig)

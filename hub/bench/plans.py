@@ -23,7 +23,7 @@ QUERIES: dict[str, Callable[[Store], object]] = {
     "who acknowledged them": lambda store: store.acknowledgements(LATE_NS),
     "whether alarms changed": lambda store: store.alarm_version,
     "a station's scores": lambda store: store.scores(DEVICE, LATE_NS, 100),
-    "a station's last score": lambda store: store.arrivals(DEVICE, 0, 1),
+    "a station's last score": lambda store: store.newest_scores([DEVICE]),
     "new scores": lambda store: store.arrivals(DEVICE, LATE_NS),
     "old scores by minute": lambda store: store.score_minutes(DEVICE, 0, LATE_NS),
     "kept scores by minute": lambda store: _overview(store).minutes(DEVICE, 0, LATE_NS),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from datetime import datetime
@@ -9,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import msgspec
-from nicegui import run, ui
+from nicegui import background_tasks, run, ui
 
 from hub import course as courses
 from hub.course import SPANS, Span
@@ -32,7 +33,7 @@ HOURS = {"hour": "{HH}:{mm}", "minute": "{HH}:{mm}", "second": "{HH}:{mm}:{ss}",
 
 
 class Charts:
-    """Three charts over one span; while the page is open only what is new is sent."""
+    """Three charts over one span, in a `grid` with room for one more; what is new is sent while the page is open."""
 
     def __init__(self, visit: Visit, device: str, name: str = LIVE) -> None:
         self._visit, self._device = visit, device
@@ -50,11 +51,12 @@ class Charts:
         with self._stale:
             ui.icon("hourglass_disabled")
             self._since = ui.label("")
-        with ui.element("div").classes("l-two"):
+        with ui.element("div").classes("l-two") as self.grid:
             self._score = self._chart(t("Score −log₁₀ p against its limit"))
             self._share = self._chart(t("Contribution of each sensor (nats)"))
             self._agreement = self._chart(t("Agreement of each pair (cosine)"))
         self._mark()
+        self._reading: asyncio.Task[list[Minute] | None] | None = self._begin()
         ui.timer(TICK_S, self.draw)
 
     def show(self, line: Line, station: Station) -> None:
@@ -72,12 +74,16 @@ class Charts:
         now_ns, span = self._visit.hub.clock.now_ns(), SPANS[self._span]
         if now_ns >= self._due_ns:
             self._due_ns = now_ns + max(AGAIN_S, span.step_s) * NS if self._span != LIVE else 2**63
-            self._after_ns = now_ns
-            found = await run.io_bound(self._read, span, now_ns)
-            self._send(found or [], span, now_ns, fresh=True)
+            reading, self._reading = self._reading or self._begin(), None
+            self._send(await reading or [], span, now_ns, fresh=True)
         elif self._span == LIVE:
             found = await run.io_bound(self._news, span)
             self._send(found or [], span, now_ns, fresh=False)
+
+    def _begin(self) -> asyncio.Task[list[Minute] | None]:
+        """Begin to read the chosen span, which goes on while the browser still loads the page."""
+        self._after_ns = self._visit.hub.clock.now_ns()
+        return background_tasks.create(run.io_bound(self._read, SPANS[self._span], self._after_ns))
 
     def _read(self, span: Span, now_ns: int) -> list[Minute]:
         hub = self._visit.hub
@@ -90,7 +96,7 @@ class Charts:
         return courses.points(moments, span.step_s * NS)
 
     async def _choose(self, name: str) -> None:
-        self._span, self._due_ns = name, 0
+        self._span, self._due_ns, self._reading = name, 0, None
         self._mark()
         await self.draw()
 

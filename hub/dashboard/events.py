@@ -87,7 +87,8 @@ class Events:
             with ui.element("div").classes("l-row"):
                 ui.icon(style.KINDS[alarm.kind]).classes("l-large")
                 ui.label(f"{alarm.station} · {t(alarm.kind)}").classes("l-strong")
-                modality(alarm.top_modality, f"{alarm.top_sensor} ({t(alarm.top_modality)})")
+                if alarm.top_sensor:
+                    modality(alarm.top_modality, f"{alarm.top_sensor} ({t(alarm.top_modality)})")
                 if alarm.cause:
                     ui.label(t(style.CAUSES[alarm.cause])).classes("l-strong")
             parts.said(t, alarm.text, "l-soft")
@@ -101,6 +102,6 @@ class Events:
         with ui.element("div"):
             if alarm.contributions:
                 known = {**modalities, alarm.top_sensor: alarm.top_modality}
-                parts.share_bar(ui.element("div").classes("l-bar small"), alarm.contributions, known, t)
+                parts.ShareBar(t, "small").show(alarm.contributions, known)
                 score, nats = t.number(style.log_p(alarm.p_value), 1), t.number(alarm.evidence, 1)
                 ui.label(t("score {score} · evidence {nats} nats", score=score, nats=nats)).classes("l-soft")

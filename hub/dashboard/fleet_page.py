@@ -123,10 +123,10 @@ class Devices:
         parts.link(row.device, f"/station/{row.device}", "", "l-cell-link")
         parts.tag(t(word.text), word.icon, word.tone)
         ui.label(row.seen).classes("" if row.live else "l-soft")
-        ui.label(row.outbox).classes("l-mono")
+        ui.label(row.outbox).classes("l-mono" if row.health_live else "l-mono l-soft")
         ui.label(NONE if row.skew_ms is None else f"{t.number(row.skew_ms, 1)} ms").classes("l-mono")
-        ui.label(row.providers or NONE)
-        ui.label(row.agent or NONE).classes("l-mono")
+        ui.label(row.providers or NONE).classes("" if row.health_live else "l-soft")
+        ui.label(row.agent or NONE).classes("l-mono" if row.health_live else "l-mono l-soft")
         with ui.element("div").classes("l-cell-list"):
             for problem in row.problems:
                 parts.said(t, problem)

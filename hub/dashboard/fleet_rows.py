@@ -19,6 +19,7 @@ class Row:
     station: str
     word: str
     live: bool
+    health_live: bool
     seen_ns: int
     seen: str
     waiting: int
@@ -55,6 +56,7 @@ def _row(t: Language, line: Line, station: Station) -> Row:
         station=station.name,
         word=station.word,
         live=station.live,
+        health_live=station.health_live,
         seen_ns=seen_ns,
         seen=_seen(t, line, station, seen_ns),
         waiting=health.outbox_messages if health else 0,
@@ -82,5 +84,5 @@ def _problems(t: Language, station: Station) -> tuple[str, ...]:
         if health.dropped_messages:
             told.append(t("{n} messages were dropped", n=t.number(health.dropped_messages)))
         told += [one for one in (health.making, health.degraded, *health.problems) if one]
-        told += [sensor.problem for sensor in health.sensors.values() if sensor.problem]
+        told += [f"{name} ({one.modality}): {one.problem}" for name, one in health.sensors.items() if one.problem]
     return tuple(told)

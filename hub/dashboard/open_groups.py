@@ -17,44 +17,56 @@ SHOWN = 8
 
 
 class OpenGroups:
-    """Groups with an event that is active or not acknowledged, what calls first."""
+    """Groups with an event that is active or not acknowledged, what calls first.
+
+    A row is drawn anew only when its own group changed: in a flood each alarm must be seen at once.
+    """
 
     def __init__(self, visit: Visit, device: str = "") -> None:
         """`device`: only what has to do with it."""
-        self._visit, self._device = visit, device
+        self._visit, self._device, t = visit, device, visit.t
         with ui.column().classes("l-card"):
-            parts.heading(visit.t("Open alarms"))
+            parts.heading(t("Open alarms"))
             self._list = ui.element("div").classes("l-list")
+            self._none = parts.tag(t("no open alarm"), "check_circle", "good")
+            self._more = parts.link("", "/alarms", "arrow_forward")
+        with self._more:
+            self._more_text = ui.label("")
+        self._rows: dict[str, tuple[ui.element, Group]] = {}
         self._shown: object = None
 
     def show(self, line: Line) -> None:
-        """Drawn anew only when an alarm or an action came."""
+        """Drawn anew only where an alarm or an action came."""
         groups = open_first(line.groups, self._device)
         if groups == self._shown:
             return
-        self._shown, t = groups, self._visit.t
-        self._list.clear()
-        with self._list:
-            for group in groups[:SHOWN]:
-                self._group(line, group)
-            if not groups:
-                parts.tag(t("no open alarm"), "check_circle", "good")
-            if (more := len(groups) - SHOWN) > 0:
-                parts.link(t("{n} more", n=more), "/alarms", "arrow_forward")
+        self._shown, shown = groups, groups[:SHOWN]
+        kept = {group.name: group for group in shown}
+        for name in [name for name, (_, group) in self._rows.items() if kept.get(name) != group]:
+            self._rows.pop(name)[0].delete()
+        for place, group in enumerate(shown):
+            if group.name not in self._rows:
+                with self._list:
+                    self._rows[group.name] = (self._group(line, group), group)
+            self._rows[group.name][0].move(target_index=place)
+        self._none.set_visibility(not groups)
+        self._more.set_visibility(len(groups) > SHOWN)
+        self._more_text.text = self._visit.t("{n} more", n=len(groups) - SHOWN)
 
-    def _group(self, line: Line, group: Group) -> None:
+    def _group(self, line: Line, group: Group) -> ui.element:
         visit, t = self._visit, self._visit.t
         event = lead(group)
         alarm, look = event.raised, style.EVENTS[event.state]
         waiting = [each for each in group.events if not each.acknowledged_by]
-        with ui.element("div").classes(f"l-open-row tone-{look.tone}"):
+        with ui.element("div").classes(f"l-open-row tone-{look.tone}") as row:
             parts.tag(t(look.text), look.icon, look.tone, solid=look.solid)
             ui.label(t.moment(alarm.time_ns, line.now_ns)).classes("l-strong")
             with ui.element("div").classes("l-what"):
                 with ui.element("div").classes("l-row"):
                     ui.icon(style.KINDS[alarm.kind]).classes("l-large")
                     ui.label(t.joined(", ".join(group.stations), t(alarm.kind))).classes("l-strong")
-                    parts.modality(alarm.top_modality, f"{alarm.top_sensor} ({t(alarm.top_modality)})")
+                    if alarm.top_sensor:
+                        parts.modality(alarm.top_modality, f"{alarm.top_sensor} ({t(alarm.top_modality)})")
                     if alarm.cause:
                         ui.label(t(style.CAUSES[alarm.cause])).classes("l-strong")
                 told = t.joined(
@@ -68,6 +80,7 @@ class OpenGroups:
                     words = t("Acknowledge") if len(waiting) == 1 else t("Acknowledge {n}", n=len(waiting))
                     parts.button(words, "check", lambda: controls.acknowledge(visit, waiting), "solid")
                 parts.link(t("Open"), address(event), "arrow_forward", "l-button l-outline")
+        return row
 
 
 def address(event: Event) -> str:

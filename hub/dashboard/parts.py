@@ -55,7 +55,8 @@ def link(text: str, target: str, icon: str = "", classes: str = "l-button l-flat
         made.props["href"] = target
         if icon:
             ui.icon(icon)
-        ui.label(text)
+        if text:
+            ui.label(text)
     return made
 
 
@@ -116,18 +117,37 @@ def heading(text: str) -> ui.element:
     return made
 
 
-def share_bar(bar: ui.element, contributions: dict[str, float], modalities: dict[str, str], t: Language) -> None:
-    """Each sensor's part of the positive contributions, as a bar with words."""
-    bar.clear()
-    total = sum(max(0.0, value) for value in contributions.values())
-    told = []
-    with bar:
-        for sensor in sorted(contributions, key=lambda name: (modalities.get(name, "other"), name)):
-            part = max(0.0, contributions[sensor]) / total if total else 0.0
-            words = f"{sensor} {t.number(100 * part)} %"
-            told.append(words)
-            with (
-                ui.element("div").classes(style.modality_class(modalities.get(sensor, ""))).style(f"width: {part:.1%}")
-            ):
-                ui.label(words if part > style.ROOM_FOR_WORDS else "")
-    bar.props["role"], bar.props["aria-label"] = "img", ", ".join(told)
+class ShareBar:
+    """Each sensor's part of the positive contributions, as a bar with words.
+
+    Its pieces stay while the sensors are the same: of fifty stations that change twice a second only widths travel.
+    """
+
+    def __init__(self, t: Language, classes: str = "") -> None:
+        self._t = t
+        self._bar = ui.element("div").classes(f"l-bar {classes}").props("role=img")
+        self._pieces: dict[str, tuple[ui.element, ui.label]] = {}
+        self._shown: object = None
+
+    def show(self, contributions: dict[str, float], modalities: dict[str, str]) -> None:
+        """Whole hundredths: smaller changes are nothing that an eye could see."""
+        total = sum(max(0.0, value) for value in contributions.values())
+        order = sorted(contributions, key=lambda name: (modalities.get(name, "other"), name))
+        parts = {name: round(100 * max(0.0, contributions[name]) / total) if total else 0 for name in order}
+        if parts == self._shown:
+            return
+        self._shown = parts
+        if list(self._pieces) != order:
+            self._make(order, modalities)
+        for name, (piece, label) in self._pieces.items():
+            piece.style(replace=f"width: {parts[name]}%")
+            label.text = f"{name} {self._t.number(parts[name])} %" if parts[name] > style.ROOM_FOR_WORDS else ""
+        self._bar.props["aria-label"] = ", ".join(f"{name} {part} %" for name, part in parts.items())
+
+    def _make(self, order: Sequence[str], modalities: dict[str, str]) -> None:
+        self._bar.clear()
+        self._pieces = {}
+        with self._bar:
+            for name in order:
+                with ui.element("div").classes(style.modality_class(modalities.get(name, ""))) as piece:
+                    self._pieces[name] = (piece, ui.label(""))

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from nicegui import run, ui
+from sqlalchemy.exc import SQLAlchemyError
 
 from hub.dashboard import parts, style
 from hub.dashboard.language import LANGUAGES
@@ -27,8 +28,14 @@ from hub.line import Hub
 from hub.watch import Line
 from lineside.clock import NS
 
-CHECK_S, SHOW_NS = 0.1, NS // 2
+CHECK_S, SHOW_NS = 0.05, NS // 2
 DARK = {"auto": None, "light": False, "dark": True}
+BROKER = {True: "broker connected", False: "broker away", None: "not known now"}
+BLIND = "The hub cannot read its store: what you see is old."
+TROUBLES: dict[str, Callable[[Line], bool]] = {
+    "The hub does not hear the broker: what devices say now is missing here.": lambda line: not line.broker,
+    "The hub cannot write to its store: messages wait on the devices.": lambda line: bool(line.store),
+}
 QUASAR = {"en": "en-US", "ja": "ja"}
 
 
@@ -59,9 +66,9 @@ def show(visit: Visit, name: str, make: Callable[[Visit], View], *, title: str =
     """Draw a page and keep it up to date; `name` is the entry of the navigation that it belongs to."""
     _dress(visit, title or visit.t(name))
     header = Header(visit, name)
-    with ui.element("div").classes("l-content"):
+    with ui.element("div").classes("l-content") as content:
         view = make(visit)
-    live = _Live(visit.hub, (header, view))
+    live = _Live(visit.hub, header, view, content)
     live.show(visit.hub.look())
     ui.timer(CHECK_S, live.check)
 
@@ -86,8 +93,8 @@ def _dress(visit: Visit, title: str) -> None:
 class _Live:
     """Shows the line twice a second, and at once when an alarm came in or somebody acted on one."""
 
-    def __init__(self, hub: Hub, views: tuple[View, ...]) -> None:
-        self._hub, self._views = hub, views
+    def __init__(self, hub: Hub, header: Header, view: View, content: ui.element) -> None:
+        self._hub, self._header, self._view, self._content = hub, header, view, content
         self._news, self._shown_ns = -1, 0
 
     async def check(self) -> None:
@@ -96,12 +103,19 @@ class _Live:
         if news == self._news and now_ns - self._shown_ns < SHOW_NS:
             return
         self._news, self._shown_ns = news, now_ns
-        if (line := await run.io_bound(self._hub.look)) is not None:
+        try:
+            line = await run.io_bound(self._hub.look)
+        except SQLAlchemyError:  # it may be over with the next look; meanwhile nothing old is shown as new
+            self._header.blind()
+            self._content.classes("l-old")
+            return
+        if line is not None:
+            self._content.classes(remove="l-old")
             self.show(line)
 
     def show(self, line: Line) -> None:
-        for view in self._views:
-            view.show(line)
+        self._header.show(line)
+        self._view.show(line)
 
 
 class Header:
@@ -128,13 +142,19 @@ class Header:
         calling = sum(event.calls for event in line.events)
         self._calling.text = str(calling)
         self._calling.set_visibility(calling > 0)
-        troubles = _troubles(line)
-        if (line.broker, troubles) == self._shown:
+        self._state(line.broker, _troubles(line))
+
+    def blind(self) -> None:
+        """Say that nothing can be known now."""
+        self._state(None, (BLIND,))
+
+    def _state(self, broker: bool | None, troubles: tuple[str, ...]) -> None:
+        if (broker, troubles) == self._shown:
             return
-        self._shown = (line.broker, troubles)
+        self._shown, t = (broker, troubles), self._visit.t
         self._broker.clear()
         with self._broker:
-            parts.tag(*((t("broker connected"), "hub", "good") if line.broker else (t("broker away"), "hub", "bad")))
+            parts.tag(t(BROKER[broker]), "hub", {True: "good", False: "bad", None: "off"}[broker])
         self._trouble.clear()
         with self._trouble:
             for trouble in troubles:
@@ -174,8 +194,4 @@ class Header:
 
 def _troubles(line: Line) -> tuple[str, ...]:
     """What keeps the hub from knowing its line."""
-    told = {
-        "The hub does not hear the broker: what devices say now is missing here.": not line.broker,
-        "The hub cannot write to its store: messages wait on the devices.": bool(line.store),
-    }
-    return tuple(text for text, is_so in told.items() if is_so)
+    return tuple(phrase for phrase, is_so in TROUBLES.items() if is_so(line))

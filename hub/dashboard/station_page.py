@@ -39,9 +39,9 @@ class StationView:
         self._tile = Tile(t, device, link=False)
         self._open = OpenGroups(visit, device)
         self._charts = Charts(visit, device, span)
-        with ui.element("div").classes("l-two"):
+        with self._charts.grid:
             self._drifts = Drifts(t)
-            self._encoders = Encoders(visit, device)
+        self._encoders = Encoders(visit, device)
         self._tables = (Sensors(t, device), Watching(t))
         if visit.hub.plant.hub.demo:
             controls.fault_panel(visit, device)

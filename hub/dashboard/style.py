@@ -11,7 +11,7 @@ from pathlib import Path
 BUTTON = "#1d4ed8"
 ASSETS = Path(__file__).parent / "assets"
 SMALLEST_P = 1e-12
-ROOM_FOR_WORDS = 0.3  # of a bar
+ROOM_FOR_WORDS = 30  # hundredths of a bar
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ EVENTS: dict[str, EventLook] = {
     "CLEARED_ACK": EventLook("over, acknowledged", "done_all", "off", solid=False),
 }
 CAUSES = {"sensor": "sensor at fault", "process": "process at fault", "undecided": "cause undecided"}
+# Also phrases.
 KINDS = {"anomaly": "monitor_heart", "drift": "trending_down", "sensor": "sensors_off", "device": "cloud_off"}
 
 

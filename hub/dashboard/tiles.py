@@ -48,11 +48,10 @@ class Tile:
                     self._word = ui.label("").classes("l-word").mark("word")
                     self._station = ui.label(device).classes("l-station")
                 self._score = _stat(t("score"))
-            self._bar = ui.element("div").classes("l-bar small")
+            self._bar = parts.ShareBar(t, "small")
             with ui.element("div").classes("l-tile-foot"):
                 self._when = ui.label("").classes("l-soft")
                 self._open = ui.label("").classes("l-soft l-open")
-        self._shares: object = None
 
     def move(self, place: int) -> None:
         """Stand at this place in the grid."""
@@ -72,9 +71,7 @@ class Tile:
         waiting = sum(event.state != "CLEARED_ACK" for event in station.events)
         self._open.text = t("{n} open alarms", n=waiting) if waiting else t("no open alarm")
         shares = (dict(last.score.contributions), last.score.modalities) if last and station.live else ({}, {})
-        if shares != self._shares:
-            self._shares = shares
-            parts.share_bar(self._bar, *shares, t)
+        self._bar.show(*shares)
 
 
 def _stat(name: str) -> tuple[ui.label, ui.label]:

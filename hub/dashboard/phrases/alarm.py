@@ -40,7 +40,6 @@ JAPANESE = {
     "An alarm of the sensor itself: nothing was weighed.": "センサー自体のアラームのため、寄与の計算はありません。",
     "The hub's own alarm: the device is away.": "ハブ自身のアラーム：デバイスと通信できません。",
     "offline for more than {span}": "{span} 以上オフライン",
-    "device": "デバイス",
     "The moment that raised it is no longer at the hub: without is not known.": (
         "発生時のスコアがハブに残っていないため、各センサーを除いた値は不明です。"
     ),

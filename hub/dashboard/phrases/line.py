@@ -29,6 +29,7 @@ JAPANESE = {
     "anomaly": "異常",
     "drift": "ドリフト",
     "sensor": "センサー",
+    "device": "デバイス",
     "active, not acknowledged": "発生中・未確認",
     "active, acknowledged": "発生中・確認済み",
     "over, not acknowledged": "復旧・未確認",

@@ -111,6 +111,11 @@ JAPANESE = {
     "the series has values that are not numbers; check the sensor's driver": (
         "数値でない値があります。センサーのドライバーを確認してください"
     ),
+    "{device} has been offline for {seconds} s: {mend}": "{device} は {seconds} 秒間オフラインです。{mend}",
+    "check its power and its network, then `systemctl status lineside-uplink` on it": (
+        "電源とネットワークを確認し、デバイスで `systemctl status lineside-uplink` を実行してください"
+    ),
+    "{device} is back": "{device} が復帰しました",
     "offline; it catches up when it comes back": "オフライン。復帰後に自動で追いつきます",
     "not begun": "未開始",
     "has sent no manifest yet": "まだ構成を報告していません",

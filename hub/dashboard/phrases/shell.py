@@ -28,6 +28,9 @@ JAPANESE = {
     "The hub cannot write to its store: messages wait on the devices.": (
         "ハブがデータベースに書き込めません。メッセージはデバイス側で待機中です。"
     ),
+    "The hub cannot read its store: what you see is old.": (
+        "ハブがデータベースを読めません。表示内容は最新ではありません。"
+    ),
     "No connection to the hub since {time}. What you see is old.": (
         "{time} からハブに接続できません。表示内容は最新ではありません。"
     ),
