@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from hub import people, ports
+from hub import labels_command, people, ports
 from hub.backup import backup as copy_store
 from hub.backup import restore as put_back
 from hub.bench import report
@@ -35,6 +35,7 @@ from lineside.plant import PlantConfig
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 app.add_typer(people.app, name="user")
 app.command()(people.audit)
+app.command()(labels_command.labels)
 PlantFile = people.PlantFile
 Json = people.Json
 PLANT = people.PLANT
@@ -165,39 +166,6 @@ def ran(
     finally:
         store.close()
     _say("\n".join(row.line for row in rows), {"ran": [msgspec.to_builtins(row) for row in rows]}, json_)
-
-
-@app.command()
-def labels(
-    config: PlantFile = PLANT,
-    renew: Annotated[bool, typer.Option("--renew", help="Write the recordings with their labels anew.")] = False,
-    json_: Json = False,
-) -> None:
-    """What people said of alarms, and which recordings show it: the labelled set that training reads.
-
-    Example: lineside hub labels --config plant.toml
-
-    With --renew it is written anew, as where its folder was lost: from the recordings that the hub still has.
-    """
-    from hub.evidence.room import found
-    from hub.labelled import LabelledSet
-    from hub.labels import Labels
-
-    plant, base = _load(config)
-    store, folder = Store(database_url(plant.hub.database, base)), base / plant.hub.labelled
-    try:
-        here = functools.partial(found, base / plant.state / "evidence")
-        labelled = LabelledSet(folder, Labels(store.engine), store.alarm, here)
-        if renew:
-            labelled.renew_all()
-        rows = labelled.rows()
-    finally:
-        store.close()
-    told = [f"{row.key}  {f'real: {row.kind}' if row.real else 'not real'}  by {row.who}" for row in rows]
-    shown = [f"{text}  {row.recording or 'no recording at the hub'}" for text, row in zip(told, rows, strict=True)]
-    kept = sum(bool(row.recording) for row in rows)
-    shown.append(f"{len(rows)} labels, {kept} with a recording in {folder}")
-    _say("\n".join(shown), {"folder": str(folder), "labels": [msgspec.to_builtins(row) for row in rows]}, json_)
 
 
 @app.command()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from hub.evidence.safe import WILD
 from hub.labels import Labels, Said
 from lineside.errors import RecordingError
 from lineside.evidence import INDEX, NORMAL, Labelled, labelled_in
@@ -99,6 +100,13 @@ def write(source: Path, out: Path, said: Mapping[str, Said]) -> None:
     A real fault has its kind as label; what was not real is confirmed normal. An alarm of which nobody said anything
     stays unconfirmed. Raises RecordingError for a recording that cannot be read whole.
     """
+    try:
+        _write(source, out, said)
+    except WILD as error:
+        raise RecordingError(str(source), f"cannot be copied ({error})", "look at the device that sent it") from error
+
+
+def _write(source: Path, out: Path, said: Mapping[str, Said]) -> None:
     recording = Recording(source)
     found = {key: _told(label, said[key]) if key in said else label for key, label in _spans(recording).items()}
     part = out.with_name(f".{out.name}.part")

@@ -11,6 +11,8 @@ from zstandard import ZstdError, frame_content_size
 from lineside.errors import WireError
 from lineside.recording import DAMAGE
 
+# What sums over numbers that no device would write may end with: a rate of 0, a time beyond all times.
+WILD = (*DAMAGE, ArithmeticError, IndexError, TypeError)
 CHUNK_BYTES = 32 * 1024 * 1024  # a device's chunks have 256 KiB and the message that filled them
 ALL_BYTES = 2_000_000_000  # the longest case of four cameras of 720p takes half of it
 

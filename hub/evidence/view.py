@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hub.evidence import spectrogram
+from hub.evidence.safe import WILD
 from lineside.channels import KINDS, Block, CompressedImage, decoded
 from lineside.clock import NS
 from lineside.errors import LinesideError, RecordingError
@@ -72,7 +73,11 @@ def of(recording: Path) -> View:
     folder = folder_of(recording)
     with _making:  # one at a time: each may need some hundred megabytes for a second
         if not (folder / INDEX).is_file():
-            _make(recording, folder)
+            try:
+                _make(recording, folder)
+            except WILD as error:
+                told = f"cannot be shown ({error})"
+                raise RecordingError(recording.name, told, "look at it with Foxglove") from error
     try:
         return msgspec.json.decode((folder / INDEX).read_bytes(), type=View)
     except (OSError, msgspec.DecodeError) as error:
