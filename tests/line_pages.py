@@ -27,7 +27,7 @@ DAYS = {"root": 300, "targets": 280, "2.snapshot": 12, "timestamp": 0.4, "camera
 def scene(hub: Hub) -> dict[str, Device]:
     """Devices that speak, but for the last, which has never come; call `end` on each."""
     devices = {name: Device(hub, name, faulty=name == "press-3") for name in DEVICES[:3]}
-    _signed_for_a_while(hub.folder / "repository" / "metadata")
+    signed_for_a_while(hub.folder / "repository" / "metadata")
     _rollout(hub.folder / "state" / "rollouts")
     for name, device in devices.items():
         device.begin()
@@ -83,7 +83,8 @@ def _rollout(folder: Path) -> None:
     write_atomic(folder / f"{ROLLOUT}.json", msgspec.json.encode(record))
 
 
-def _signed_for_a_while(folder: Path) -> None:
+def signed_for_a_while(folder: Path) -> None:
+    """Metadata of the roles in DAYS, as far as its end goes."""
     folder.mkdir(parents=True, exist_ok=True)
     for role, left in DAYS.items():
         ends = (datetime.now(timezone.utc) + timedelta(days=left)).isoformat(timespec="seconds")

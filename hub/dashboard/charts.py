@@ -109,7 +109,9 @@ class Charts:
     def _chart(self, title: str) -> ui.echart:
         with ui.column().classes("l-card"):
             parts.heading(title)
-            return ui.echart(_options(self._visit.t.code)).classes("l-chart")
+            chart = ui.echart(_options(self._visit.t.code)).classes("l-chart").props("role=img")
+            chart.props["aria-label"] = title
+            return chart
 
     def _send(self, points: Sequence[Minute], span: Span, now_ns: int, *, fresh: bool) -> None:
         """Times are told as if they were UTC, so that browsers everywhere show the plant's."""
@@ -153,7 +155,7 @@ def _options(code: str) -> dict[str, Any]:
     return {
         "animation": False,
         "useUTC": True,
-        "aria": {"enabled": True, "decal": {"show": True}},
+        "aria": {"enabled": True, "label": {"enabled": False}, "decal": {"show": True}},  # its own label is English
         "grid": {"left": 46, "right": 16, "top": 34, "bottom": 28},
         "tooltip": {"trigger": "axis", "renderMode": "richText"},
         "xAxis": {

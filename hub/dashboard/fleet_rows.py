@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hub.dashboard.language import NONE, Language
 from hub.watch import Line, Station
@@ -20,7 +20,7 @@ class Row:
     word: str
     live: bool
     health_live: bool
-    seen_ns: int
+    seen_ns: int = field(compare=False)  # grows with every message: nothing to draw a row anew for
     seen: str
     waiting: int
     outbox: str

@@ -27,8 +27,8 @@ class LineView:
 
     def __init__(self, visit: Visit) -> None:
         self._parts = (Tiles(visit), OpenGroups(visit), RatesCard(visit))
-        if visit.hub.plant.hub.demo:
-            controls.fault_panel(visit, visit.hub.devices()[0])
+        if visit.hub.plant.hub.demo and visit.hub.plant.devices:
+            controls.fault_panel(visit, visit.hub.plant.devices[0])
 
     def show(self, line: Line) -> None:
         """Bring every part up to date."""
