@@ -22,6 +22,8 @@ from hub.watch import Line, Station
 from lineside.clock import NS
 
 LIVE = "10min"  # the span that goes on by itself; longer ones are read again after a step
+# A megabyte that a browser would ask for only once the page stands.
+EARLY = '<script type="module" async>import "nicegui-echart";</script>'
 TICK_S, AGAIN_S = 0.5, 10
 SCORE, LIMIT = "#3d6fd1", "#d43a3a"
 PAIRS = ("#8a5cd6", "#0f9aa8", "#b8860b", "#c2408f")
@@ -42,6 +44,7 @@ class Charts:
         self._modalities: dict[str, str] = {}
         self._buttons: dict[str, ui.button] = {}
         t = visit.t
+        ui.add_head_html(EARLY)
         with ui.element("div").classes("l-row l-spans").props("role=group") as group:
             group.props["aria-label"] = t("Span of the charts")
             for each, span in SPANS.items():
