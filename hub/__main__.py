@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from hub import people, ports
+from hub import labels_command, people, ports
 from hub.backup import backup as copy_store
 from hub.backup import restore as put_back
 from hub.bench import report
@@ -35,6 +35,7 @@ from lineside.plant import PlantConfig
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 app.add_typer(people.app, name="user")
 app.command()(people.audit)
+app.command()(labels_command.labels)
 PlantFile = people.PlantFile
 Json = people.Json
 PLANT = people.PLANT

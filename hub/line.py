@@ -15,15 +15,20 @@ from hub.alarms import Action, Event
 from hub.announcer import Announcer
 from hub.broker import Broker
 from hub.desk import Desk
+from hub.evidence import fetch
+from hub.evidence.room import Evidence
 from hub.expiries import Expiry, expiries
 from hub.ingest import Ingest
 from hub.inhibition import Floor
+from hub.labelled import LabelledSet
+from hub.labels import Word
 from hub.metrics import TimedKeeper
 from hub.overview import Overview
 from hub.rates import rates
+from hub.replays import Replays
 from hub.retention import Retention
 from lineside.clock import NS, Clock
-from lineside.errors import ConfigError
+from lineside.errors import ConfigError, LinesideError
 from lineside.operator import Operator, Outcome
 from lineside.pins import Pins
 from lineside.plant import PlantConfig
@@ -54,6 +59,17 @@ class Hub:
         )
         self.absence = Absence(self.store, lambda: self.ingest.presence, plant.alarms.offline_s, clock)
         self.announcer = Announcer(plant, base, self.look)
+        self.evidence = Evidence(
+            plant.hub,
+            base / plant.state / "evidence",
+            fetch.Line(plant, base, clock),
+            self._presence,
+            clock,
+            self._arrived,
+        )
+        folder = base / plant.hub.labelled
+        self.labelled = LabelledSet(folder, self.desk.labels, self.store.alarm, self.evidence.here)
+        self.replays = Replays(self.repository)
         self._base = base
         self._lock = threading.Lock()
         self._seen: watch.Line | None = None
@@ -74,9 +90,11 @@ class Hub:
         self.messenger.start()
         self.absence.start()
         self.announcer.start()
+        self.evidence.start()
 
     def stop(self) -> None:
         """Commit what has come in, then end the children. May be called twice."""
+        self.evidence.stop()
         self.announcer.stop()
         self.absence.stop()
         self.messenger.stop()
@@ -104,6 +122,23 @@ class Hub:
         """End a silence before its time."""
         self.desk.unsilence(device, subject, who, why)
         self._look_anew()
+
+    def label(self, device: str, key: str, word: Word, kind: str, who: str, why: str = "") -> str:
+        """Keep what somebody said of an alarm, and bring its recording to the labelled set.
+
+        Gives why the recording is not there yet, empty where it is or is on its way. Raises LinesideError for an
+        unknown alarm and for what is no label.
+        """
+        missing = ""
+        for alarm in self.desk.label(device, key, word, kind, who, why):
+            self.labelled.renew(device, alarm.recording)
+            if word != "withdrawn" and self.evidence.here(alarm) is None:
+                try:
+                    self.evidence.ask(alarm)
+                except LinesideError as error:
+                    missing = str(error)
+        self._look_anew()
+        return missing
 
     def alarms(self, since_ns: int) -> list[Event]:
         """Events that had a word at or after `since_ns`, and all that are open, as a look shows them."""
@@ -191,3 +226,11 @@ class Hub:
     def _look_anew(self) -> None:
         with self._lock:
             self._acts += 1
+
+    def _arrived(self, device: str, recording: str) -> None:
+        """A recording came: what was said of its alarms before that goes with it."""
+        self.labelled.renew(device, recording)
+
+    def _presence(self, device: str) -> str:
+        word = self.ingest.presence.get(device)
+        return word.word if word else ""

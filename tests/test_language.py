@@ -13,7 +13,18 @@ import pytest
 import hub.dashboard
 from hub.accounts import Role
 from hub.course import SPANS
-from hub.dashboard import controls, expiries_card, fleet_page, hub_card, rollouts, shell, style, visit
+from hub.dashboard import (
+    alarm_facts,
+    controls,
+    expiries_card,
+    fleet_page,
+    hub_card,
+    label_card,
+    rollouts,
+    shell,
+    style,
+    visit,
+)
 from hub.dashboard.language import Language
 from hub.dashboard.phrases import JAPANESE, TABLES, sentences
 from hub.groups import OTHER, SHARED
@@ -44,6 +55,8 @@ def words_from_tables() -> set[str]:
         *MODALITIES,
         *(place.name for place in shell.PLACES),
         *visit.THEMES.values(),
+        *alarm_facts.ACTS.values(),
+        *label_card.WORDS.values(),
         *shell.BROKER.values(),
         *shell.TROUBLES,
         shell.BLIND,
@@ -169,5 +182,8 @@ def test_sentences_of_devices_and_rules_are_told_in_japanese() -> None:
     for hint in (*SHARED.values(), OTHER):
         assert "原因" in ja.sentence(f"every station at once: look for a common cause ({hint})")
         assert ja.sentence(hint) != hint
+    why = "mic0 is far more unlike normal than the rest, and so is its background: "
+    told = ja.sentence(f"{why}9% of what is still at the picture's edge flickers")
+    assert re.fullmatch(r"mic0 .*9% がちらついています", told)
     assert ja.sentence("something that nobody foresaw") == "something that nobody foresaw"
     assert Language("en").sentence("cam0 is offline") == "cam0 is offline"

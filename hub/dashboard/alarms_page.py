@@ -7,6 +7,7 @@ from nicegui import ui
 
 from hub.dashboard import shell
 from hub.dashboard.events import Events
+from hub.dashboard.learned_card import LearnedCard
 from hub.dashboard.rates_card import RatesCard
 from hub.dashboard.visit import Visit
 from hub.line import Hub
@@ -25,7 +26,7 @@ class AlarmsView:
     """One open page."""
 
     def __init__(self, visit: Visit) -> None:
-        self._parts = (RatesCard(visit), Events(visit))
+        self._parts = (RatesCard(visit), LearnedCard(visit), Events(visit))
 
     def show(self, line: Line) -> None:
         """Bring every part up to date."""

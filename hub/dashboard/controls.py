@@ -11,8 +11,9 @@ from hub.accounts import Who
 from hub.alarms import Event
 from hub.dashboard import parts
 from hub.dashboard.visit import Visit
+from hub.labels import Word
 from lineside.clock import NS
-from lineside.errors import AccessError, BrokerError
+from lineside.errors import AccessError, BrokerError, LinesideError
 from lineside.messages import EncoderHealth
 
 FAULT_S = 20
@@ -59,6 +60,39 @@ def silence(visit: Visit, event: Event, minutes: float) -> None:
     elif event.silence is not None:
         hub.unsilence(alarm.device, event.silence.subject, who.name)
     hub.accounts.note(who.name, "silence", subject, f"{minutes:g} min")
+
+
+async def label(visit: Visit, event: Event, word: Word, kind: str = "", why: str = "") -> None:
+    """Somebody says what an alarm was; its recording is brought to what training reads."""
+    hub, t, alarm = visit.hub, visit.t, event.raised
+    subject = f"{alarm.device} {alarm.key}"
+    if (who := allowed(visit, "label", subject)) is None:
+        return
+    try:
+        missing = await run.io_bound(hub.label, alarm.device, alarm.key, word, kind, who.name, why)
+    except (LinesideError, OSError) as error:
+        hub.accounts.note(who.name, "label", subject, str(error))
+        ui.notify(t("Not done: {reason}", reason=error), type="negative", timeout=LONG_MS)
+        return
+    hub.accounts.note(who.name, "label", subject, f"{word} {kind}".strip())
+    if missing:
+        told = t("The label is kept, its recording is missing: {reason}", reason=missing)
+        ui.notify(told, type="warning", timeout=LONG_MS)
+
+
+def fetch(visit: Visit, event: Event) -> None:
+    """Have the device send the recording of an alarm."""
+    hub, alarm = visit.hub, event.raised
+    subject = f"{alarm.device} {alarm.recording}"
+    if (who := allowed(visit, "evidence", subject)) is None:
+        return
+    try:
+        hub.evidence.ask(alarm)
+    except LinesideError as error:
+        hub.accounts.note(who.name, "evidence", subject, str(error))
+        ui.notify(visit.t("Not done: {reason}", reason=error), type="negative", timeout=LONG_MS)
+        return
+    hub.accounts.note(who.name, "evidence", subject, "asked")
 
 
 async def ask(visit: Visit, device: str, op: str, args: dict[str, str], what: str) -> None:

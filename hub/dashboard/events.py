@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-
 from nicegui import ui
 
 from hub.alarms import Event
 from hub.dashboard import controls, parts, style
+from hub.dashboard.open_groups import address
 from hub.dashboard.parts import modality, tag
+from hub.dashboard.silencing import silencing
 from hub.dashboard.visit import Visit
 from hub.groups import Group
 from hub.watch import Line
@@ -21,8 +21,6 @@ class Events:
 
     def __init__(self, visit: Visit) -> None:
         self._visit = visit
-        shift_hours = visit.hub.plant.alarms.shift_hours
-        self._spans = {10.0: ("{n} min", 10), 60.0: ("{n} h", 1), shift_hours * 60: ("shift ({n} h)", shift_hours)}
         with ui.column().classes("l-card"):
             self._told = ui.label("").classes("l-soft")
             self._list = ui.element("div").classes("l-list")
@@ -55,9 +53,7 @@ class Events:
             self._why(event, modalities)
             with ui.element("div").classes("l-pictures"):
                 for sensor, picture in sorted(event.raised.pictures.items()):
-                    data = base64.b64encode(picture).decode()
-                    image = ui.element("img").props(f'src="data:image/jpeg;base64,{data}"')
-                    image.props["alt"] = image.props["title"] = sensor
+                    parts.picture(picture, sensor)
             with ui.element("div").classes("l-acts"):
                 tag(t(look.text), look.icon, look.tone, solid=look.solid)
                 if not event.acknowledged_by:
@@ -68,22 +64,8 @@ class Events:
                     when = t.moment(event.acknowledged_ns, line.now_ns)
                     ui.label(t("seen {time} · {who}", time=when, who=event.acknowledged_by)).classes("l-soft")
                 if event.active:
-                    self._silencing(line, event)
-
-    def _silencing(self, line: Line, event: Event) -> None:
-        """Who silenced it until when, or the choice for how long."""
-        t, visit = self._visit.t, self._visit
-        if event.silence is not None:
-            until = t.moment(event.silence.until_ns, line.now_ns)
-            tag(t("silenced until {time}", time=until), "notifications_paused", "off")
-            ui.label(t("by {who}", who=event.silence.who)).classes("l-soft")
-            parts.button(t("Hear again"), "notifications", lambda: controls.silence(visit, event, 0.0))
-            return
-        with parts.button(t("Silence"), "notifications_paused"), ui.menu().props("auto-close").classes("l-menu"):
-            for minutes, (phrase, number) in self._spans.items():
-                choice = ui.item(on_click=lambda span=minutes: controls.silence(visit, event, span))
-                with choice.classes("l-choice"):
-                    ui.label(t(phrase, n=f"{number:g}"))
+                    silencing(self._visit, line, event)
+                parts.link(t("Open"), address(event), "arrow_forward", "l-button l-outline")
 
     def _times(self, line: Line, event: Event) -> None:
         t = self._visit.t

@@ -85,7 +85,7 @@ class OpenGroups:
 
 def address(event: Event) -> str:
     """Where an alarm has its page."""
-    return f"/alarms#{quote(event.raised.key, safe='')}"
+    return f"/alarm/{event.raised.device}/{quote(event.raised.key)}"
 
 
 def open_first(groups: Iterable[Group], device: str = "") -> list[Group]:

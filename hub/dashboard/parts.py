@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -65,6 +66,13 @@ def said(t: Language, text: str, classes: str = "") -> ui.label:
     made = ui.label(told).classes(classes)
     if t.code != "en" and told == text and text not in ("", NONE):
         made.props["lang"] = "en"
+    return made
+
+
+def picture(jpeg: bytes, sensor: str) -> ui.element:
+    """A small picture that came with a message."""
+    made = ui.element("img").props(f'src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"')
+    made.props["alt"] = made.props["title"] = sensor
     return made
 
 

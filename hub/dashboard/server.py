@@ -15,6 +15,7 @@ from nicegui import app as nicegui_app
 from nicegui import ui
 
 from hub.dashboard import (
+    alarm_page,
     alarms_page,
     api,
     fleet_page,
@@ -34,6 +35,7 @@ PAGES: tuple[Callable[[Hub], None], ...] = (
     line_page.mount,
     station_page.mount,
     alarms_page.mount,
+    alarm_page.mount,
     releases_page.mount,
     fleet_page.mount,
 )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from hub.dashboard.phrases import fleet, line, releases, shell, station
+from hub.dashboard.phrases import alarm, fleet, line, releases, shell, station
 
 TABLES: dict[str, dict[str, str]] = {
     "shell": shell.JAPANESE,
     "line": line.JAPANESE,
+    "alarm": alarm.JAPANESE,
     "station": station.JAPANESE,
     "releases": releases.JAPANESE,
     "fleet": fleet.JAPANESE,

@@ -15,6 +15,61 @@ JAPANESE = {
     "the light": "照明",
     "noise in the hall": "場内の騒音",
     "power, network or the material": "電源・ネットワーク・材料",
+    '{device}: does not send recordings; set [evidence] send = "request" there': (
+        '{device} は記録を送りません。デバイスの [evidence] send を "request" にしてください'
+    ),
+    "{file}: is not on the device (any more): the oldest go first; give [evidence] max_mb more room there": (
+        "{file} はデバイスに残っていません（古いものから消えます）。[evidence] max_mb を増やしてください"
+    ),
+    "{file}: is still being written; ask again in some seconds": (
+        "{file} は書き込み中です。数秒後に再度要求してください"
+    ),
+    "{device}: did not answer within {n} s; is it online? ask again": (
+        "{device} が {n} 秒以内に応答しません。オンラインか確認して再度要求してください"
+    ),
+    "{device} is not known now": "{device} の状態が分かりません",
+    "{device}: what ran at {time} is not known: {why}": "{device}：{time} に動作していたものは不明です（{why}）",
+    "not real: {why}": "誤報：{why}",
+    "real ({kind}): {why}": "本物（{kind}）：{why}",
+    "real ({kind})": "本物（{kind}）",
+    "real: {why}": "本物：{why}",
+    "not real": "誤報",
+    "real": "本物",
+    "withdrawn": "取り消し",
+    "{sensor} is far more unlike normal than the rest, and so is its background: {what}": (
+        "{sensor} だけが大きく通常と異なり、背景も変わっています：{what}"
+    ),
+    "{sensor} is hardly unlike normal, but its background is: {what}": (
+        "{sensor} はほぼ通常どおりですが、背景が変わっています：{what}"
+    ),
+    "{sensors} are unlike normal at once, {sensor} in its background too": (
+        "{sensors} が同時に通常と異なり、{sensor} は背景も変わっています"
+    ),
+    "unlike normal: {sensors}; the background of {sensor} is as it was": (
+        "通常と異なる：{sensors}。{sensor} の背景は変わっていません"
+    ),
+    "mostly {sensor} is a little unlike normal; the backgrounds are as they were": (
+        "主に {sensor} が通常とわずかに異なります。背景は変わっていません"
+    ),
+    "no sensor alone is unlike normal": "単独で通常と異なるセンサーはありません",
+    "{sensor} crackles: {n} clicks a second go to one side, as of a bad contact and of no sound": (
+        "{sensor} に接触不良のような雑音：片側へのクリックが毎秒 {n} 回"
+    ),
+    "{sensor} picks up the mains: without {n} Hz and its multiples it is much more like normal": (
+        "{sensor} に電源ハム：{n} Hz とその倍音を除くと通常に近づきます"
+    ),
+    "{sensor} is unlike normal, and there is no other sensor to compare it with": (
+        "{sensor} が通常と異なりますが、比べるセンサーがありません"
+    ),
+    "{sensor} alone is unlike normal, and no longer agrees with the others": (
+        "{sensor} だけが通常と異なり、他のセンサーと合わなくなりました"
+    ),
+    "{sensor} alone is unlike normal, and agrees with the others as it did": (
+        "{sensor} だけが通常と異なりますが、他のセンサーとは合っています"
+    ),
+    "{share} of what is still at the picture's edge looks otherwise": "画像の端の静止部分の {share} が変わりました",
+    "{share} of what is still at the picture's edge flickers": "画像の端の静止部分の {share} がちらついています",
+    "{share} of the pitches sound fainter between the noises": "音の合間で {share} の音域が弱くなりました",
     "{station} is {how}: {share} of the evidence comes from {sensor} ({modality}){rest}": (
         "{station}：{how}。根拠の {share} は {sensor}（{modality}）{rest}"
     ),
