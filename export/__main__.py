@@ -151,6 +151,7 @@ def _verified(file: Path) -> dict[str, Any]:
         "dim": card.dim,
         "prepare": json.loads(card.prepare),
         "encoder": card.encoder,
+        "adapters_on": card.base or "none",
         "certified_with": card.certificate.mixes,
         "waivers": msgspec.to_builtins(card.certificate.waivers),
         "gates": [{**msgspec.to_builtins(gate), "passed": gate.passed} for gate in card.certificate.gates],

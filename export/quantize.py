@@ -1,7 +1,8 @@
 """Static INT8 with quantise/dequantise pairs, in the form that TensorRT takes, and ONNX Runtime after edge.unsigned.
 
 Symmetric, weights per channel, biases left in float: TensorRT's parser wants zero points of 0 and refuses int32 biases.
-Convolutions, the head and sums are quantised, so that a CPU stays in bytes from the first layer to the last. Ranges
+Convolutions, the head and sums are quantised, so that a CPU stays in bytes from the first layer to the last. B of an
+adapter has one scale: one a channel would be of as many bytes as itself, and it is to be sent. Ranges
 are taken from one half of the windows; what is lost is measured on the other. Where all layers in INT8 lose more than
 a budget, the most sensitive ones stay in float.
 """
@@ -27,6 +28,7 @@ from edge.unsigned import unsigned
 from export import scales
 from export.calibrate import CUTS, ranges
 from export.to_onnx import quiet
+from trainer import branches
 
 OPS = ("Conv", "Gemm", "MatMul")
 BETWEEN = ("Add", "AveragePool", "ReduceMean", "ReduceMax")  # sums, and what pools: their inputs in bytes too
@@ -39,6 +41,7 @@ OPTIONS = {
     "OpTypesToExcludeOutputQuantization": [*OPS, *BETWEEN],  # bytes where they are taken, which is behind a ReLU
     "ForceQuantizeNoInputCheck": True,
 }
+ONE_SCALE = {"quant_type": QuantType.QInt8, "symmetric": True}
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class Trial:
         self.layers = {
             node.name: node.input[1] for node in model.graph.node if node.op_type in OPS
         }  # with their weights
+        self._one_scale = [weight for weight in self.layers.values() if f".{branches.PARTS[1]}." in weight]
         self._between = [node.name for node in model.graph.node if node.op_type in BETWEEN]
 
     def affordable(self, cut: float) -> set[str]:
@@ -113,7 +117,7 @@ class Trial:
             nodes_to_quantize=[*names, *self._between] if names else [],
             nodes_to_exclude=[] if names else [*self.layers, *self._between],
             op_types_to_quantize=[*OPS, *BETWEEN],
-            extra_options=OPTIONS,
+            extra_options=OPTIONS | {"TensorQuantOverrides": {weight: [ONE_SCALE] for weight in self._one_scale}},
         )
         quantizer.quantize_model()
         quantizer.model.topological_sort()
