@@ -897,24 +897,30 @@ def trunk_outputs(parent, data):
     return evaluate.embed(parent.tensors.encoders["series"], data.views["pump0"].inputs, with_head=False)
 
 
+def recall(parent, data):
+    """Mean recall@1 among few of held-out moments, both ways."""
+    measured = evaluate.measure(parent.tensors.encoders, data, data.split(plan().held_out)[1])
+    return float(np.mean([found.recall_1_few for found in measured.retrieval]))
+
+
+@pytest.mark.slow
 def test_adapters_learn_what_is_new_and_leave_what_old_windows_gave(tmp_path):
-    """Twice in a row, by a rank that stays; everything below them is the first stage's to the bit."""
-    settings = {"encoders": ADAPTERS, "protection": rule(epsilon=1e-4), "epochs": 4, "learning_rate": 1e-2}
-    first = parent = learn(tmp_path / "1", waves(), **settings)
-    free = learn(tmp_path / "free", waves(1), first, **{**settings, "protection": rule("none")})
-    for number in (2, 3):
-        child = learn(tmp_path / str(number), waves(number - 1), parent, **settings)
-        assert all("lora" in name for name in moved(parent, child))
-        old, new = ((trunk_outputs(parent, data), trunk_outputs(child, data)) for data in (waves(), waves(number - 1)))
-        change = [float(np.linalg.norm(b - a) / np.linalg.norm(a)) for a, b in (old, new)]
-        assert change[0] < 0.1 * change[1]
-        assert 0 < child.stage.certificate.embedding_drift["series trunk"] < 0.01
-        assert child.stage.adapters["series"].rank == 1
-        parent = child
-    lost = np.linalg.norm(trunk_outputs(free, waves()) - trunk_outputs(first, waves()))
-    assert lost > 10 * np.linalg.norm(trunk_outputs(parent, waves()) - trunk_outputs(first, waves()))
+    """Twice in a row; everything below them is the first stage's to the bit."""
+    settings = {"encoders": ADAPTERS, "protection": rule(epsilon=1e-2), "epochs": 12, "learning_rate": 1e-2}
+    first = parent = learn(tmp_path / "1", waves(count=120), **settings)
+    free = learn(tmp_path / "free", waves(2, count=120), first, **{**settings, "protection": rule("none")})
     base = checkpoint.identities(first.stage, first.tensors.encoders)["series"]
-    assert parent.stage.adapters["series"].base == free.stage.adapters["series"].base == base
+    old = trunk_outputs(first, waves())
+    for number in (2, 3):
+        child = learn(tmp_path / str(number), waves(number, count=120), parent, **settings)
+        assert all("lora" in name for name in moved(parent, child))
+        assert child.stage.adapters["series"].base == base
+        assert 0 < child.stage.certificate.embedding_drift["series trunk"] < 0.05
+        parent = child
+    assert np.linalg.norm(trunk_outputs(parent, waves()) - old) < 0.05 * np.linalg.norm(old)
+    assert np.linalg.norm(trunk_outputs(free, waves()) - old) > 0.2 * np.linalg.norm(old)
+    for learned in (loaded(tmp_path / "2"), free):
+        assert recall(learned, waves(2, count=120)) > recall(first, waves(2, count=120)) + 0.2
 
 
 def test_a_base_that_moved_below_adapters_fails_its_gate(tmp_path, monkeypatch):
@@ -930,7 +936,7 @@ def test_a_stage_that_moves_a_trunk_takes_its_adapters_in(tmp_path):
     settings = {"encoders": ADAPTERS, "protection": rule("none")}
     parent = learn(tmp_path / "2", waves(1), learn(tmp_path / "1", waves(), **settings), **settings)
     free = {"protection": rule("none"), "learning_rate": 1e-12}
-    merged = learn(tmp_path / "3", waves(1), parent, encoders=EncoderSettings(move="all"), **free)
+    merged = learn(tmp_path / "3", waves(1), parent, encoders=EncoderSettings(move="last"), **free)
     assert merged.stage.adapters == {}
     assert not any("lora" in name for name in weights(merged))
     data = waves(1)
