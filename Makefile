@@ -1,9 +1,11 @@
 # The developer's gate: `make check` before every commit.
 PYTHON := .venv/bin/python
 
-.PHONY: check format lint imports types quick faults powercut aarch64
+.PHONY: check gate format lint imports types quick faults powercut aarch64
 
-check: format lint imports types quick
+check: gate quick
+
+gate: format lint imports types
 
 format:
 	$(PYTHON) -m ruff format --check .

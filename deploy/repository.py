@@ -89,8 +89,7 @@ class Repository:
     def init(self, modalities: Sequence[str]) -> tuple[str, ...]:
         """Begin the repository, or add the modalities that it lacks; gives the added ones. Keeps every existing key."""
         with self.roles.alone():
-            if not self.roles.exist():
-                self.roles.create()
+            self.roles.begin()
             (self.roles.folder / "targets").mkdir(exist_ok=True)  # a hub that serves it may not write there
             added = tuple(modality for modality in modalities if modality not in self.roles.modalities())
             for modality in added:

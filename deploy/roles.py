@@ -29,7 +29,7 @@ from deploy import keys
 from lineside import expiry, targets
 from lineside.clock import NS, Clock
 from lineside.errors import ReleaseError
-from lineside.files import write_atomic
+from lineside.files import make_folder, sync_folder, write_atomic
 from lineside.plant import TrustSettings
 
 OFFLINE = ("root", "targets")
@@ -58,15 +58,25 @@ class Roles:
         """Whether the repository was begun."""
         return (self.folder / "metadata" / "timestamp.json").is_file()
 
-    def create(self) -> None:
-        """Begin a repository: the keys of the four roles and their metadata, version 1, no modality yet.
+    def begin(self) -> None:
+        """Make the four roles' keys and their metadata, version 1, no modality yet; what was begun is left as it is.
 
-        Raises ReleaseError (check `keys`) when keys are there already: a second repository under the same keys would
-        look like a rolled-back one to every device.
+        One that was cut goes on with the keys that it had made. Raises ReleaseError (check `keys`) for any others: a
+        second repository under the same keys would look like a rolled-back one to every device.
         """
-        if there := sorted(path.name for path in self.keys.glob("*.pem")):
-            mend = "restore the repository from a backup, or move the keys away to begin anew"
-            raise ReleaseError("keys", str(self.keys), f"has {', '.join(there)} but {self.folder} is empty", mend)
+        mark = self.keys / ".beginning"
+        if not self.exist():
+            there = sorted(path.name for path in self.keys.glob("*.pem"))
+            if there and not mark.exists():
+                mend = "restore the repository from a backup, or move the keys away to begin anew"
+                raise ReleaseError("keys", str(self.keys), f"has {', '.join(there)} but {self.folder} is empty", mend)
+            write_atomic(mark, b"")
+            self._create()
+        if mark.exists():
+            mark.unlink()
+            sync_folder(self.keys)  # else keys without a repository could be taken for a beginning later
+
+    def _create(self) -> None:
         root = Metadata(Root(consistent_snapshot=True))
         for number in range(1, self.trust.root_keys + 1):
             root.signed.add_key(keys.make(self.keys / f"root-{number}.pem").public_key, "root")
@@ -203,7 +213,8 @@ class Roles:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Keep other publishers on this machine waiting."""
-        self.keys.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(self.keys)
+        self.keys.chmod(0o700)
         with (self.keys / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

@@ -163,9 +163,9 @@ class RepositorySettings(Config, frozen=True):
 class OutboxSettings(Config, frozen=True):
     """Bounds of the outbox; beyond them embeddings are dropped first, then scores and health, never alarms.
 
-    `max_days` counts the days that the agent ran. At most `window` messages are under way; what the hub has not
-    acknowledged for `resend_s` is sent again. What has piled up is sent at `drain_per_s` messages a second, alarms
-    before it and at once.
+    `max_days` counts the days that the agent ran. At most `window` messages are under way, fewer while the hub takes
+    longer than usual; what it has not acknowledged for `resend_s` is sent again. What has piled up is sent at
+    `drain_per_s` messages a second, alarms before it and at once.
     """
 
     max_mb: float = 256.0

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from edge.shelf import Lane
 from lineside.clock import NS
+from lineside.ledbat import Window
 
 
 class Pace:
@@ -35,12 +36,12 @@ class Way:
     """The oldest `window` messages of one lane, and since when each is under way.
 
     A message that waits still `resend_s` after it was sent is sent again: the hub stored it not, or its word was lost.
-    What came after it goes on meanwhile.
+    What came after it goes on meanwhile. How many are under way at a time is a matter of how long they take.
     """
 
     def __init__(self, lane: Lane, window: int, resend_s: float, pace: Pace) -> None:
         self.lane, self.window = lane, window
-        self._resend_ns, self._pace = round(resend_s * NS), pace
+        self._resend_ns, self._pace, self._room = round(resend_s * NS), pace, Window(window)
         self._sent_ns: dict[int, int] = {}
         self._held: dict[int, int] = {}
 
@@ -51,13 +52,17 @@ class Way:
 
     def due(self, waiting: Sequence[int], now_ns: int) -> list[int]:
         """Places to send now, ascending, of those that wait; what the client library has it will send by itself."""
-        self._sent_ns = {place: sent for place in waiting if (sent := self._sent_ns.get(place)) is not None}
-        held, late = set(self._held.values()), now_ns - self._resend_ns
+        waits, late = set(waiting), now_ns - self._resend_ns
+        for place in [place for place in self._sent_ns if place not in waits]:
+            self._room.took(now_ns - self._sent_ns.pop(place), now_ns)
+        held, under_way = set(self._held.values()), sum(sent > late for sent in self._sent_ns.values())
         due = [place for place in waiting if self._sent_ns.get(place, late) <= late and place not in held]
-        return due[: max(0, min(self._pace.allowed(now_ns), self.window - len(held)))]
+        return due[: max(0, min(self._pace.allowed(now_ns), self._room.size - max(len(held), under_way)))]
 
     def sent(self, place: int, number: int, now_ns: int) -> None:
         """The client library has it, under a number of its own."""
+        if place in self._sent_ns:
+            self._room.lost()
         self._sent_ns[place], self._held[number] = now_ns, place
         self._pace.spend(1)
 

@@ -24,7 +24,7 @@ from edge.config import RepositorySettings
 from edge.fetcher import Fetcher
 from edge.patching import patched
 from edge.slots import Slot, Slots
-from edge.trusted import Client
+from edge.trusted import Client, FastForwardError, MisusedKeyError
 from lineside import BUILT
 from lineside.clock import NS, SystemClock, wall_ns
 from lineside.errors import ReleaseError
@@ -47,9 +47,11 @@ BUILT_NS = round(datetime.fromisoformat(BUILT).replace(tzinfo=timezone.utc).time
 # Which check an error of the client stands for, and what mends it; the first row that fits counts.
 REFUSALS: tuple[tuple[type[Exception], str, str], ...] = (
     (tuf.ExpiredMetadataError, "expired", "run `lineside deploy refresh` at the plant and check this device's clock"),
+    (FastForwardError, "fast-forward", "somebody has the online keys; run `lineside deploy rotate` at the plant"),
     (tuf.BadVersionNumberError, "rollback", "the server shows an older state than was seen before; mend its copy"),
+    (MisusedKeyError, "key", "was a key stolen? if not, publish again with the keys that may sign this"),
     (tuf.UnsignedMetadataError, "signature", "the file is not signed by the keys of this plant; publish it again"),
-    (tuf.LengthOrHashMismatchError, "hash", "the file is not the one that was signed; publish it again"),
+    (tuf.LengthOrHashMismatchError, "mix-and-match", "metadata of different states were put together; publish again"),
     (tuf.RepositoryError, "metadata", "the repository is not whole; publish again"),
     (tuf.DownloadLengthMismatchError, "length", "the server sends more than was signed; mend the server"),
     (tuf.SlowRetrievalError, "slow", "what has come is kept; check the network and the server"),
@@ -93,17 +95,19 @@ class Updater:
     def look(self, modalities: Sequence[str], precision: str = "fp32") -> Seen:
         """What this device is to run, by one refresh of the metadata for all modalities.
 
-        Raises ReleaseError whose `check` is `clock`, `signature`, `expired`, `rollback`, `unreachable`, `slow`,
-        `missing`, `metadata` or `storage`; what is wrong with one modality alone is told in `Seen.refused`.
+        Raises ReleaseError whose `check` is `clock`, `signature`, `key`, `expired`, `rollback`, `fast-forward`,
+        `mix-and-match`, `unreachable`, `slow`, `missing`, `metadata` or `storage`; what is wrong with one modality
+        alone is told in `Seen.refused`.
         """
         seen, infos = Seen(), dict[str, TargetFile]()
         with _named(self._config.url or "no repository"):
             self._check_clock()
             client = self._client()
-            client.refresh()
+            with client.keys_told():
+                client.refresh()
         for modality in modalities:
             try:
-                with _named(f"{modality} from {self._config.url}"):
+                with _named(f"{modality} from {self._config.url}"), client.keys_told():
                     seen.choices[modality], infos[modality] = self._choice(client, modality, precision)
             except ReleaseError as error:
                 seen.refused[modality] = error
@@ -207,7 +211,7 @@ class Updater:
         try:
             info = client.get_targetinfo(name)
             return self._download(client, info) if info is not None and info.length < most_bytes else None
-        except (tuf.RepositoryError, tuf.DownloadError) as error:
+        except (tuf.RepositoryError, tuf.DownloadError, ReleaseError) as error:
             log.warning("%s: %s", name, error)
             return None
 
@@ -215,6 +219,9 @@ class Updater:
         place = self._folder / ".target.new"  # one name: what a power cut leaves is overwritten, and never heaps up
         try:
             return Path(client.download_target(info, str(place))).read_bytes()
+        except tuf.LengthOrHashMismatchError as error:
+            mend = f"the file is not the one that was signed; publish it again; {KEPT}"
+            raise ReleaseError("hash", info.path, str(error), mend) from error
         finally:
             place.unlink(missing_ok=True)
 

@@ -236,7 +236,7 @@ def filters(site: str, shared: bool) -> list[str]:
     """What a hub subscribes to. A shared subscription gives no retained messages, so a device's status is never shared.
 
     >>> filters("line1", shared=True)[-2:]
-    ['$share/hub/lineside/v1/line1/+/tombstone', 'lineside/v1/line1/+/status']
+    ['$share/hub/lineside/v1/line1/+/tombstone', 'lineside/+/line1/+/status']
     """
     stored = [topics.everything(site, "+", kind) for kind, topic in topics.TOPICS.items() if topic.stored]
     return [f"$share/hub/{each}" if shared else each for each in stored] + [topics.everything(site, "+", "status")]

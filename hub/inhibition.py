@@ -44,6 +44,7 @@ def _sensor(event: Event, floor: Floor) -> str:
 RULES: dict[str, tuple[Callable[[Event, Floor], str], ...]] = {
     "anomaly": (_away, _maintenance),
     "drift": (_away, _maintenance, _sensor),
+    "device": (),
     "sensor": (),  # a broken sensor wants mending whatever the station does
 }
 

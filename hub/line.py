@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hub import groups, messenger, watch
 from hub import store as stores
+from hub.absence import Absence
 from hub.accounts import Accounts
 from hub.alarms import Action, Event
 from hub.announcer import Announcer
@@ -46,6 +47,7 @@ class Hub:
         self.messenger = messenger.Messenger(
             plant, messenger.addresses(plant, base), self.desk.actions, lambda: self.look().groups, clock
         )
+        self.absence = Absence(self.store, lambda: self.ingest.presence, plant.alarms.offline_s, clock)
         self.announcer = Announcer(plant, base, self.look)
         self._base = base
         self._lock = threading.Lock()
@@ -62,11 +64,13 @@ class Hub:
         self.ingest.start()
         self.retention.start()
         self.messenger.start()
+        self.absence.start()
         self.announcer.start()
 
     def stop(self) -> None:
         """Commit what has come in, then end the children. May be called twice."""
         self.announcer.stop()
+        self.absence.stop()
         self.messenger.stop()
         self.retention.stop()
         self.ingest.stop()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CollectorRegistry, Histogram, ProcessCollector
@@ -21,6 +21,7 @@ from hub.alarms import URGENCY
 from hub.ingest import Keeper
 from lineside import __version__
 from lineside.clock import NS, Clock
+from lineside.messages import AlarmKind
 
 if TYPE_CHECKING:
     from hub.line import Hub
@@ -128,7 +129,7 @@ def _alarms(line: watch.Line) -> Iterable[Metric]:
         states.add_metric([state], found[state])
     active = GaugeMetricFamily("lineside_hub_alarms_active", "Alarms that still hold, by their kind.", labels=["kind"])
     kinds = Counter(event.raised.kind for event in line.events if event.active)
-    for kind in ("anomaly", "drift", "sensor"):
+    for kind in get_args(AlarmKind):
         active.add_metric([kind], kinds[kind])
     yield from (states, active)
 

@@ -71,7 +71,7 @@ class Score(Message, frozen=True):
     state_contributions: dict[str, float] = {}
 
 
-AlarmKind = Literal["anomaly", "drift", "sensor"]
+AlarmKind = Literal["anomaly", "drift", "sensor", "device"]
 AlarmState = Literal["raised", "cleared"]
 AlarmCause = Literal["", "sensor", "process", "undecided"]
 
@@ -79,8 +79,9 @@ AlarmCause = Literal["", "sensor", "process", "undecided"]
 class Alarm(Message, frozen=True):
     """A change of an alarm's state. The same `key` names the same event from raise to clear.
 
-    `subject` is the station for an anomaly, the sensor for a sensor alarm; for drift a sensor, a pair `a+b`, or the
-    station; `top_sensor` and `top_modality` name the largest contribution; `limits` are the thresholds in force;
+    `subject` is the station for an anomaly, the sensor for a sensor alarm, the device for one that the hub raises of it
+    (`device`: it is away); for drift a sensor, a pair `a+b`, or the station; `top_sensor` and `top_modality` name the
+    largest contribution, empty for the hub's own; `limits` are the thresholds in force;
     `pictures` are small JPEGs by sensor, sent only when the device may send evidence; `cause` says of a raised alarm
     whether a sensor or the process that it watches is at fault (edge.triage). `effect` is the size of a drift in
     standard deviations of what drifted, 0 where its spread changed; `trace` is its course in the same, in equal spans

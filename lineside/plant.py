@@ -114,7 +114,8 @@ class AlarmRules(Config, frozen=True):
     are one group, of which one message is sent to the first target of the file `notify` (in the folder `secrets`, for
     its URLs hold passwords); nobody acknowledges it for `escalate_min`: to the next one. A target gets at most
     `notify_per_hour`, and none in the `quiet_hours` ("22:00-06:00", the hub's local time). Stations in a state of
-    `maintenance` raise no anomaly and drift; `operators` share the alarms of the line, in shifts of `shift_hours`.
+    `maintenance` raise no anomaly and drift; `operators` share the alarms of the line, in shifts of `shift_hours`. A
+    device that is away for `offline_s` (0: however long) raises an alarm of its own.
     """
 
     hysteresis_s: float = 60.0
@@ -124,6 +125,7 @@ class AlarmRules(Config, frozen=True):
     notify_per_hour: int = 20
     quiet_hours: str = ""
     maintenance: tuple[str, ...] = ("maintenance",)
+    offline_s: float = 60.0
     operators: int = 1
     shift_hours: float = 8.0
 
@@ -132,6 +134,8 @@ class AlarmRules(Config, frozen=True):
             raise ValueError("hysteresis_s is 0 to 3600, group_s 0 to 600")
         if not (0 < self.escalate_min <= 1440 and 0 < self.shift_hours <= 24):
             raise ValueError("escalate_min is above 0 and at most 1440, shift_hours above 0 and at most 24")
+        if not 0 <= self.offline_s <= 86_400:
+            raise ValueError("offline_s is 0 to 86400")
         if self.notify_per_hour < 1 or self.operators < 1:
             raise ValueError("notify_per_hour and operators are at least 1")
         if re.search(r"[/\\:]", self.notify):

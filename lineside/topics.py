@@ -68,8 +68,15 @@ def name(site: str, device: str, kind: str, *rest: str) -> str:
 
 
 def everything(site: str, device: str, kind: str) -> str:
-    """The subscription filter for one kind; site and device may be `+`."""
-    return "/".join((ROOT, site, device, kind, *["+"] * TOPICS[kind].depth))
+    """The subscription filter for one kind; site and device may be `+`.
+
+    A device's status is heard in whatever version it speaks: one that was updated before its hub is told, not missed.
+
+    >>> everything("line1", "+", "score"), everything("line1", "+", "status")
+    ('lineside/v1/line1/+/score', 'lineside/+/line1/+/status')
+    """
+    root = "lineside/+" if kind == "status" else ROOT
+    return "/".join((root, site, device, kind, *["+"] * TOPICS[kind].depth))
 
 
 def parse(topic: str) -> tuple[str, str, str, tuple[str, ...]]:

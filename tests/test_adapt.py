@@ -27,6 +27,8 @@ from trainer.joint import Models
 from trainer.labelled import by_time
 from trainer.ume import mean_of_logits
 
+pytestmark = pytest.mark.slow
+
 LORA_ONLY, NOTHING_TRAINED = UmtSettings(epochs=0), {"umt": UmtSettings(epochs=0), "lora": LoraSettings(ranks=[])}
 
 

@@ -19,6 +19,8 @@ from lineside.operator import Operator, Outcome
 from tests.line_broker import LineBroker, wait
 from tests.line_device import SENSORS, SITE, install, record
 
+pytestmark = pytest.mark.slow
+
 NO_CAMERA = [SensorSettings(name="cam0", modality="camera", source="camera", device="/dev/video99"), SENSORS[1]]
 
 

@@ -29,6 +29,8 @@ from tests.line_changeover import PLANT, make, recorded, repository, served
 from tests.line_device import SENSORS, SITE
 from tests.line_rollout import abort, offer
 
+pytestmark = pytest.mark.slow
+
 WATCHED = Terms(shadow_s=2.0, probation_s=2.0, patience_s=120.0, anomalies=0.5, agreement=1.0, contribution=1.0)
 
 

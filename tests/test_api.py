@@ -198,6 +198,7 @@ def test_without_pyarrow_parquet_is_refused_by_name(api: TestClient, monkeypatch
     assert api.get("/export/alarms").status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("form", "most"), [("csv", export.CSV_ROWS), ("parquet", export.PARQUET_ROWS)])
 def test_an_export_reads_no_more_than_it_writes(form: export.Form, most: int) -> None:
     taken = itertools.count()

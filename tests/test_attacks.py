@@ -156,8 +156,7 @@ def extraneous_dependencies(bench: Line) -> None:
 
 
 def fast_forward(bench: Line) -> None:
-    """With the online keys, version numbers that the plant never reaches; then the plant's own state is back."""
-    honest = {path: path.read_bytes() for path in (bench.repo.roles.folder / "metadata").iterdir()}
+    """With the online keys, version numbers that the plant never reaches."""
     thief = Thief(bench, "snapshot", "timestamp")
     snapshot, timestamp = thief.read("snapshot"), thief.read("timestamp")
     snapshot.signed.version = timestamp.signed.version = FAR
@@ -165,9 +164,14 @@ def fast_forward(bench: Line) -> None:
     timestamp.signed.snapshot_meta = MetaFile(version=FAR)
     thief.write("snapshot", snapshot)
     thief.write("timestamp", timestamp)
+
+
+def fast_forward_at_first(bench: Line) -> None:
+    """The same against a device that has seen nothing yet, and follows; then the plant's own state is back."""
+    shutil.rmtree(bench.folder / "state" / "repository")
+    fast_forward(bench)
     bench.updater.fetch("camera")
-    for path, data in honest.items():
-        path.write_bytes(data)
+    bench.restore()
 
 
 def indefinite_freeze(bench: Line) -> None:
@@ -257,10 +261,11 @@ def wrong_description(bench: Line) -> None:
 
 @dataclass(frozen=True)
 class Attack:
-    """What somebody does, the check that refuses it, and what the plant does so that devices follow again."""
+    """What somebody does, the check that refuses it, what that names, and what lets devices follow again."""
 
     does: Callable[[Line], None]
     check: str
+    names: str
     mend: Callable[[Line], object] = lambda bench: None
 
 
@@ -290,22 +295,27 @@ def rotate_all(bench: Line) -> None:
 
 
 ATTACKS: dict[str, Attack] = {
-    "arbitrary installation": Attack(arbitrary_installation, "signature", publish_again),
-    "endless data": Attack(endless_data, "length", serve_honestly),
-    "endless data, metadata": Attack(endless_metadata, "length", serve_honestly),
-    "extraneous dependencies": Attack(extraneous_dependencies, "pointer", rotate_all),
-    "fast-forward": Attack(fast_forward, "rollback", rotate_online),
-    "indefinite freeze": Attack(indefinite_freeze, "expired", lambda bench: bench.repo.refresh()),
-    "malicious mirrors": Attack(malicious_mirror, "unreachable", serve_honestly),
-    "mix-and-match": Attack(mix_and_match, "hash", publish_again),
-    "rollback": Attack(rollback, "rollback", publish_again),
-    "slow retrieval": Attack(slow_retrieval, "slow", serve_honestly),
-    "vulnerability to key compromises, timestamp": Attack(stolen_timestamp_key, "signature", rotate_online),
-    "vulnerability to key compromises, modality": Attack(stolen_modality_key, "signature", rotate_all),
-    "vulnerability to key compromises, root": Attack(stolen_root_key, "signature", publish_again),
-    "vulnerability to key compromises, revoked": Attack(revoked_key, "signature", publish_again),
-    "wrong software installation": Attack(wrong_software, "hash", publish_again),
-    "wrong software installation, described": Attack(wrong_description, "metadata", rotate_all),
+    "arbitrary installation": Attack(arbitrary_installation, "signature", "timestamp was signed by 0", publish_again),
+    "endless data": Attack(endless_data, "length", "camera", serve_honestly),
+    "endless data, metadata": Attack(endless_metadata, "length", "timestamp.json", serve_honestly),
+    "extraneous dependencies": Attack(extraneous_dependencies, "pointer", "microphone", rotate_all),
+    "fast-forward": Attack(fast_forward, "fast-forward", f"to {FAR}", publish_again),
+    "fast-forward, before the first look": Attack(fast_forward_at_first, "rollback", "timestamp", rotate_online),
+    "indefinite freeze": Attack(indefinite_freeze, "expired", "timestamp", lambda bench: bench.repo.refresh()),
+    "malicious mirrors": Attack(malicious_mirror, "unreachable", ".json", serve_honestly),
+    "mix-and-match": Attack(mix_and_match, "mix-and-match", "camera", publish_again),
+    "rollback": Attack(rollback, "rollback", "timestamp", publish_again),
+    "slow retrieval": Attack(slow_retrieval, "slow", "", serve_honestly),
+    "vulnerability to key compromises, timestamp": Attack(
+        stolen_timestamp_key, "signature", "snapshot was signed by 0", rotate_online
+    ),
+    "vulnerability to key compromises, modality": Attack(
+        stolen_modality_key, "key", "camera was signed by 0", rotate_all
+    ),
+    "vulnerability to key compromises, root": Attack(stolen_root_key, "key", "root was signed by 1", publish_again),
+    "vulnerability to key compromises, revoked": Attack(revoked_key, "key", "timestamp was signed by 0", publish_again),
+    "wrong software installation": Attack(wrong_software, "hash", "camera-2.onnx", publish_again),
+    "wrong software installation, described": Attack(wrong_description, "metadata", "camera-3.onnx", rotate_all),
 }
 NAMED = (  # specification 1.5.2
     "arbitrary installation",
@@ -337,15 +347,18 @@ def test_refused_by_its_check_and_followed_again_afterwards(line: Line, name: st
     attack = ATTACKS[name]
     attack.does(line)
     for _ in range(2):  # trying again changes nothing
-        line.refuses(attack.check)
+        assert attack.names in line.refuses(attack.check)
     assert line.slots.current("camera").version == line.slots.current("microphone").version == 1
     attack.mend(line)
     assert line.update("camera") in (2, 4)
     assert line.slots.current("microphone").version == 1
 
 
-def test_every_class_of_the_specification_is_there() -> None:
+def test_every_class_of_the_specification_is_there_and_has_an_error_of_its_own() -> None:
     assert {name.partition(",")[0] for name in ATTACKS} == set(NAMED)
+    named = [ATTACKS[name] for name in NAMED if name in ATTACKS]
+    assert len({attack.check for attack in named}) == len(named)
+    assert len({(attack.check, attack.names) for attack in ATTACKS.values()}) >= len(ATTACKS) - 1  # rollback, seen late
 
 
 def test_partial_bundle_installation(line: Line) -> None:

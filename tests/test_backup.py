@@ -223,6 +223,7 @@ def test_a_missing_program_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         backup.backup(database_url("postgresql://plant@db/line1", tmp_path), tmp_path / "copy.db")
 
 
+@pytest.mark.slow
 def test_every_table_of_the_hub_is_known_to_restore() -> None:
     """The command alone imports what declares them: in a process of its own, as a person starts it."""
     code = "import hub.backup, hub.tables, json; print(json.dumps(sorted(hub.tables.METADATA.tables)))"
@@ -232,6 +233,7 @@ def test_every_table_of_the_hub_is_known_to_restore() -> None:
     assert json.loads(told.stdout) == sorted(METADATA.tables)
 
 
+@pytest.mark.slow
 def test_the_commands(tmp_path: Path) -> None:
     (tmp_path / "plant.toml").write_text('site = "line1"\ndevices = []\n')
     fill(database_url("sqlite:///hub.db", tmp_path), 1, 3)

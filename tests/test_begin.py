@@ -72,6 +72,7 @@ def test_a_plant_file_that_asks_for_more_root_keys_is_told(tmp_path: Path) -> No
     assert any(line.startswith("the broker has no TLS yet") for line in told)
 
 
+@pytest.mark.slow
 def test_devices_reach_a_broker_over_tls_by_its_name_only(tmp_path: Path) -> None:
     """The real mosquitto with the certificates of `--tls`: its name is checked, and plain MQTT gets no answer."""
     port = free_port()
@@ -141,6 +142,7 @@ def test_rows_of_a_plant_without_tls() -> None:
     assert rows[0].needed.startswith("1 of 1")
 
 
+@pytest.mark.slow
 def test_init_rotate_and_refresh_as_commands(tmp_path: Path) -> None:
     plant = tmp_path / "plant"
     begun = lineside("init", str(plant), "--site", "line1", "--device", "edge-1", "--modality", "camera", "--json")

@@ -65,6 +65,7 @@ def test_growth_is_that_of_memory_over_moments(monkeypatch: pytest.MonkeyPatch) 
     assert endurance.told(found).endswith("%")
 
 
+@pytest.mark.slow
 def test_a_trial_gives_what_the_device_file_says_and_leaves_the_device_alone(tmp_path: Path) -> None:
     trial = prepare(FILES, tmp_path, CONFIG)
     given = [samples for samples, _ in zip(trial.samples(), range(60), strict=False)]

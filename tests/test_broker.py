@@ -119,6 +119,7 @@ def test_each_user_hears_its_rows_and_no_other(line: tuple[PlantConfig, Path], u
     assert set(listener.heard) == should
 
 
+@pytest.mark.slow
 def test_wrong_password_and_no_password_are_refused(line: tuple[PlantConfig, Path]) -> None:
     plant, folder = line
     for user, secret in (("press-3", "secret of press-4"), ("", None)):
@@ -134,6 +135,7 @@ def test_wrong_password_and_no_password_are_refused(line: tuple[PlantConfig, Pat
         assert refused[0]
 
 
+@pytest.mark.slow
 def test_a_packet_beyond_the_limit_ends_its_session(tmp_path: Path) -> None:
     plant = plant_in(tmp_path, max_packet_bytes=4096)
     broker = Broker(plant, tmp_path, SystemClock())
@@ -193,6 +195,7 @@ def test_a_port_in_use_is_told_before_anything_starts(tmp_path: Path) -> None:
         assert not (broker.folder / "mosquitto.conf").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_broker_comes_back_and_stop_ends_it(tmp_path: Path) -> None:
     plant = plant_in(tmp_path)
     broker = Broker(plant, tmp_path, SystemClock())
@@ -224,6 +227,7 @@ def test_a_broker_left_behind_by_a_killed_hub_is_replaced(tmp_path: Path) -> Non
     broker.stop()
 
 
+@pytest.mark.slow
 def test_with_certificates_the_listener_speaks_tls_only(tmp_path: Path) -> None:
     make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
     files = ["-keyout", "tls.key", "-out", "tls.crt", "-addext", "subjectAltName=IP:127.0.0.1"]

@@ -22,6 +22,8 @@ from tests.line_broker import wait
 from tests.line_changeover import Bench, make, recorded, served, started
 from tests.line_device import SENSORS, START_NS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -17,6 +17,8 @@ from trainer.compare import Run, bootstrap, run, summary
 from trainer.data import Dataset, View
 from trainer.methods import METHODS
 
+pytestmark = pytest.mark.slow
+
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "dev"
 needs_data = [
     pytest.mark.shared,

@@ -99,6 +99,7 @@ def binomial_at_most(hits, n, p):
     return sum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(hits + 1))
 
 
+@pytest.mark.slow
 @given(st.integers(1, 80), st.data(), st.floats(0.6, 0.999))
 def test_beta_upper_solves_the_binomial_equation(n, data, confidence):
     hits = data.draw(st.integers(0, n - 1))

@@ -30,6 +30,8 @@ from lineside.recording import Recording
 from lineside.windows import Window
 from tests.line_device import DATA, MODALITIES, SENSORS, START_NS, record
 
+pytestmark = pytest.mark.slow
+
 CONFIG = DeviceConfig(device=DeviceSettings(id="edge-1", site="line1", station="press"), sensors=SENSORS)
 KINDS = ("bearing_noise", "misaligned_part", "slipping_belt", "muted", "frozen")
 SPECS: dict[str, features.Prepare] = {"camera": features.CameraPrepare(), "microphone": features.MicrophonePrepare()}

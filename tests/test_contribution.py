@@ -267,6 +267,7 @@ def test_nothing_is_told_of_a_sensor_before_enough_windows_of_its_own(half_life,
     assert list(stream.summary().sensors) == ["cam0"]
 
 
+@pytest.mark.slow
 @given(SEEDS, st.lists(st.integers(0, 120), max_size=4))
 def test_a_stream_cut_by_restarts_is_one_stream_to_the_last_bit(seed, cuts):
     windows = shift(seed, 120)

@@ -339,6 +339,7 @@ def test_devices_read_the_release_repository_and_nothing_else(hub: Hub) -> None:
         assert hub.status_of(f"/repository/{path}") == 404
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["hub", "broker"])
 def test_a_taken_port_is_told_before_anything_starts(tmp_path: Path, part: str) -> None:
     blocked = Hub(tmp_path)
@@ -353,6 +354,7 @@ def test_a_taken_port_is_told_before_anything_starts(tmp_path: Path, part: str) 
     assert not (tmp_path / "state" / "broker" / "mosquitto.pid").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_hub_and_its_broker(tmp_path: Path) -> None:
     made = Hub(tmp_path)
     process = made.run()

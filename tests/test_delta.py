@@ -101,6 +101,7 @@ def test_another_base_or_another_file_is_refused() -> None:
         delta.make(BASE, b"\xff" * 99)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(st.integers(0, len(DELTA) - 1), st.binary(max_size=12), st.integers(0, 40))
 def test_a_changed_delta_is_refused_or_gives_the_file(at: int, put: bytes, gone: int) -> None:
@@ -112,6 +113,7 @@ def test_a_changed_delta_is_refused_or_gives_the_file(at: int, put: bytes, gone:
     assert made == NEW
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(st.binary(max_size=300))
 def test_wild_bytes_are_refused(data: bytes) -> None:
@@ -122,6 +124,7 @@ def test_wild_bytes_are_refused(data: bytes) -> None:
 wild = st.integers(-(2**40), 2**40) | st.sampled_from([0, 1, 2, 4, 8, len(BASE), delta.PIECE])
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(st.lists(st.tuples(wild, wild, wild, wild), max_size=4), wild, st.binary(max_size=60))
 def test_a_header_that_asks_for_anything_is_refused(spans: list, size: int, body: bytes) -> None:
@@ -130,6 +133,7 @@ def test_a_header_that_asks_for_anything_is_refused(spans: list, size: int, body
     refused(BASE, delta.MAGIC + struct.pack("<I", len(header)) + header + body, sha256(NEW))
 
 
+@pytest.mark.slow
 def test_applying_holds_both_files_and_little_more() -> None:
     chance = np.random.default_rng(5)
     old = {"w": chance.normal(size=4_000_000).astype(np.float32)}

@@ -159,6 +159,7 @@ def test_a_port_in_use_is_named_before_anything_starts(tmp_path):
     assert f"port {port}: somebody else listens there; choose another with --port" in errors
 
 
+@pytest.mark.slow
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "thesis.txt").write_text("years of work")
@@ -168,6 +169,7 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
     assert (tmp_path / "demo" / "thesis.txt").read_text() == "years of work"
 
 
+@pytest.mark.slow
 def test_a_recording_that_is_none_fails_with_the_mend(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     code, told, _ = demo(tmp_path, "--recording", str(tmp_path / "notes.txt"), timeout_s=120)
@@ -176,6 +178,7 @@ def test_a_recording_that_is_none_fails_with_the_mend(tmp_path):
     assert "notes.txt" in told["failed"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(Path("/dev/video0").exists(), reason="this machine has a camera")
 def test_live_without_a_camera_ends_soon_with_the_mend(tmp_path):
     code, told, _ = demo(tmp_path, "--live", timeout_s=50)

@@ -55,6 +55,7 @@ def test_the_device_file_offers_every_row():
     assert set(get_args(DetectorKind)) == set(DETECTORS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
 @settings(max_examples=15, deadline=None)
 @given(wild=st.lists(st.tuples(st.floats(width=32), st.one_of(st.just(math.nan), st.floats(-4, 4))), max_size=30))
@@ -89,6 +90,7 @@ def test_a_shift_is_found_soon_and_told_with_channel_onset_effect_and_course(ref
     assert np.mean(finding.trace[-2:]) > 2.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
 def test_a_channel_at_its_median_has_no_shift(reference, name):
     """River's see no change in it; the e-detector knows that stillness is one, of the spread, and says so."""
@@ -126,6 +128,7 @@ def test_a_restart_forgets_nothing(reference, name):
         second.restore({})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
 def test_a_restart_after_long_running_finds_the_same_change(reference, name):
     """What lies before the ring is lost to river's: the same channel, at about the same time."""
@@ -154,6 +157,7 @@ def test_after_a_finding_and_a_reset_it_begins_anew(reference, name):
     assert heard(detector, stream(350, 10), LEARNED + 900) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
 def test_its_memory_is_flat(reference, name):
     detector = made(name, reference)
@@ -171,6 +175,7 @@ def test_no_channel_at_all_is_watched_without_an_error(name):
     assert detector.gauges() == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "count"), [("e-detector", 20_000), ("adwin", 20_000), ("page-hinkley", 20_000), ("kswin", 2_000)]
 )

@@ -60,6 +60,7 @@ def told(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
     return {name[5:]: f"{name[:5]}{rest}" for name, rest in pairs}
 
 
+@pytest.mark.slow
 def test_all_well(tmp_path: Path) -> None:
     install(tmp_path / "state")
     with running() as port:
@@ -158,6 +159,7 @@ def test_who_has_a_file_open_is_found(tmp_path: Path) -> None:
         assert machine.opened_by(path) == os.getpid()
 
 
+@pytest.mark.slow
 def test_the_outbox_tells_its_depth_and_age(tmp_path: Path) -> None:
     clock = SimulatedClock(START_NS)
     outbox = Outbox(tmp_path / "state" / "outbox.db", "edge-1", 10**6, clock)

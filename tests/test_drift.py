@@ -270,6 +270,7 @@ def test_the_course_of_the_day_and_the_product_are_ordinary():
     assert 10_000 < at < 10_100
 
 
+@pytest.mark.slow
 def test_a_course_of_the_day_is_learned_only_where_there_is_one():
     """One that is fitted to chance lasts for hours, and would be told as drift the next day."""
     rng, seconds = np.random.default_rng(18), np.arange(DAY_S)
@@ -390,6 +391,7 @@ def test_false_alarms_are_further_apart_than_the_budget(law):
     assert SLACK == 3.0
 
 
+@pytest.mark.slow
 def test_many_channels_share_one_budget():
     rng = np.random.default_rng(16)
     detector = Detector(reference(rng.normal(size=(20_000, 12))), 1_000)

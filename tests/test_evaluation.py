@@ -53,6 +53,7 @@ def test_every_digit_gets_a_sound_of_another() -> None:
     assert len(set(places.tolist())) > 0.9 * len(labels)
 
 
+@pytest.mark.slow
 def test_rivals_see_what_they_are_for() -> None:
     rng = np.random.default_rng(0)
     dark = rng.normal(100, 3, (200, 3, 8, 8))

@@ -97,6 +97,7 @@ def sound(runs: list[Samples], start_s: float, end_s: float) -> bytes:
     return b"".join(run.between(*span).data.tobytes() for run in runs if run.sensor == "mic0")
 
 
+@pytest.mark.slow
 def test_an_alarm_keeps_the_seconds_before_and_after_of_every_sensor(tmp_path: Path) -> None:
     shift = Shift(device(), tmp_path)
     shift.run(5.0, alarm(5.0))
@@ -118,6 +119,7 @@ def test_an_alarm_keeps_the_seconds_before_and_after_of_every_sensor(tmp_path: P
     assert not (tmp_path / "recordings").exists()
 
 
+@pytest.mark.slow
 def test_the_label_of_an_alarm_is_left_out_of_normal_but_is_no_known_fault(tmp_path: Path) -> None:
     shift = Shift(device(), tmp_path)
     shift.run(5.0, alarm(5.0), alarm(5.0, "k2", kind="sensor", subject="mic0"))
@@ -206,6 +208,7 @@ def test_an_alarm_too_large_for_the_bound_is_cut_and_the_next_still_has_a_file(t
     assert [[a.key for a in Recording(file).alarms()] for file in shift.files()] == [["k1", "later"]]
 
 
+@pytest.mark.slow
 def test_a_disk_without_room_stops_evidence_which_begins_again_by_itself(tmp_path: Path) -> None:
     free = [PLENTY]
     config = device(keep_free_mb=300.0, record_all=True)
@@ -243,6 +246,7 @@ def test_the_outboxs_room_is_never_taken_by_evidence(tmp_path: Path) -> None:
     assert config.keep_free_bytes == round(config.outbox.max_mb * 1e6)
 
 
+@pytest.mark.slow
 def test_a_disk_that_refuses_is_told_and_evidence_goes_on_when_it_is_mended(tmp_path: Path) -> None:
     (tmp_path / "evidence").write_text("a file in the folder's place")
     shift = Shift(device(), tmp_path)
@@ -399,6 +403,7 @@ def test_after_kill_9_in_the_midst_of_files_they_are_finished_at_the_next_start(
     assert everything.folder == "recordings"
 
 
+@pytest.mark.slow
 def test_the_command_lists_what_is_kept(tmp_path: Path) -> None:
     shift = Shift(device(record_all=True), tmp_path / "state")
     shift.run(5.0, alarm(5.0))
@@ -543,6 +548,7 @@ def test_after_kill_9_before_any_change_of_the_disk_the_folders_are_whole_again(
     assert len([*(folder / "recordings").glob("*.mcap")]) >= 2
 
 
+@pytest.mark.slow
 def test_on_a_disk_that_is_full_judging_goes_on_and_evidence_comes_back(tmp_path: Path) -> None:
     """A real one: a tmpfs of some megabytes, filled to the last byte by somebody else while evidence is written."""
     mount = tmp_path / "disk"

@@ -128,6 +128,7 @@ def test_every_fault_takes_samples_of_any_size_rate_and_time(kind: str, modality
                 assert (after.data.shape, after.data.dtype) == ((count,), np.int16)
 
 
+@pytest.mark.slow
 def test_only_dead_and_stuck_and_cut_sensors_are_found_by_the_quality_rules() -> None:
     stream, found = line(4), {}
     for kind in FAULTS:

@@ -179,6 +179,7 @@ def switched(plant: PlantConfig, *, on: bool) -> PlantConfig:
     return msgspec.structs.replace(plant, hub=HubSettings(home_assistant=on))
 
 
+@pytest.mark.slow
 def test_announced_kept_up_to_date_and_taken_away(broker: LineBroker) -> None:
     listener = Listener(broker)
     now = line()
@@ -248,6 +249,7 @@ def test_off_and_never_on_nothing_is_begun(tmp_path: Path) -> None:
     announcer.stop()
 
 
+@pytest.mark.slow
 def test_a_damaged_note_of_what_was_announced_stops_no_hub(
     broker: LineBroker, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import zipfile
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -16,12 +17,27 @@ def test_only_our_folders_are_packages():
     assert found == PACKAGES
 
 
+@pytest.mark.slow
 def test_our_names_belong_to_our_distribution_alone():
     owners = packages_distributions()
     for package in PACKAGES - {"demo"}:
         assert set(owners.get(package, ["lineside"])) == {"lineside"}
 
 
+@pytest.mark.slow
+def test_a_wheel_has_all_that_the_parts_read(tmp_path):
+    """Migrations, the Grafana dashboard, styles and scripts of the pages; units, which lie beside the parts here."""
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, ROOT], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    for part in PACKAGES - {"demo"}:
+        files = (path for path in (ROOT / part).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+        assert {str(path.relative_to(ROOT)) for path in files} <= inside
+    units = {path.name for path in (ROOT / "systemd").iterdir() if path.suffix in (".service", ".timer")}
+    assert {f"lineside/systemd/{name}" for name in units} <= inside
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["edge", "train", "export", "deploy", "hub"])
 def test_every_part_has_commands_with_help_and_does_not_wait_for_torch(part):
     code = (

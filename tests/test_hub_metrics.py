@@ -79,7 +79,7 @@ def test_ingest_commits_devices_and_alarms_are_told(hub: Hub, page: TestClient) 
         "CLEARED_UNACK": 0,
         "CLEARED_ACK": 0,
     }
-    assert values(found["lineside_hub_alarms_active"], "kind") == {"anomaly": 1, "drift": 0, "sensor": 0}
+    assert values(found["lineside_hub_alarms_active"], "kind") == {"anomaly": 1, "drift": 0, "sensor": 0, "device": 0}
     took = {sample.name: sample.value for sample in found["lineside_hub_commit_duration_seconds"].samples}
     assert took["lineside_hub_commit_duration_seconds_count"] == 1
     assert 0 < took["lineside_hub_commit_duration_seconds_sum"] < 60

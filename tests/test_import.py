@@ -88,6 +88,7 @@ def of(recording: Recording, sensor: str) -> list[Samples]:
 # video
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["film.mp4", "film.mkv", "film.avi"])
 def test_a_film_keeps_picture_and_sound_together(name: str, tmp_path: Path) -> None:
     report, recording = imported(make_video(tmp_path / name), tmp_path / "out.mcap")
@@ -125,6 +126,7 @@ def test_a_small_slow_film_is_neither_enlarged_nor_sped_up(tmp_path: Path) -> No
     assert (len(pictures), pictures[0].rate_hz, pictures[0].data.shape) == (20, 5.0, (1, 120, 160, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
 def test_of_a_film_cut_short_the_readable_part_is_used(share: float, tmp_path: Path) -> None:
     data = make_video(tmp_path / "whole.mkv", seconds=6).read_bytes()

@@ -119,6 +119,7 @@ def device(line: Line) -> Iterator[Device]:
     made.client.loop_stop()
 
 
+@pytest.mark.slow
 def test_stored_and_acknowledged_in_runs_and_each_once(line: Line, device: Device) -> None:
     ingest = line.ingest()
     numbers = [1, 2, 3, 7, 8]
@@ -139,6 +140,7 @@ def test_stored_and_acknowledged_in_runs_and_each_once(line: Line, device: Devic
     assert line.store.counts()["scores"] == 6
 
 
+@pytest.mark.slow
 def test_a_burst_is_acknowledged_in_few_messages(line: Line, device: Device) -> None:
     ingest = line.ingest()
     for seq in range(1, 2001):
@@ -163,6 +165,7 @@ class Broken:
         return self.store.add(rows)
 
 
+@pytest.mark.slow
 def test_no_commit_no_acknowledgement(line: Line, device: Device) -> None:
     keeper = Broken(line.store)
     ingest = line.ingest(keeper)
@@ -188,6 +191,7 @@ class Slow:
         return self.store.add(rows)
 
 
+@pytest.mark.slow
 def test_a_full_queue_is_counted_and_not_acknowledged(line: Line, device: Device) -> None:
     keeper = Slow(line.store)
     ingest = line.ingest(keeper, queue_rows=10)
@@ -229,6 +233,19 @@ def test_bad_payloads_are_counted_and_told_once_and_harm_nothing(
     assert "press-3" not in ingest.presence
 
 
+def test_a_device_of_a_newer_version_is_named_not_missed(
+    line: Line, device: Device, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "hub.ingest"):
+        ingest = line.ingest()
+        device.client.publish("lineside/v9/line1/press-3/status", "online", qos=1, retain=True)
+        assert wait(lambda: ingest.counts.refused == 1)
+        ingest.stop()
+    (told,) = [record.message for record in caplog.records]
+    assert "press-3" in told
+    assert "its sender speaks v9, this side v1; update the older side" in told
+
+
 def test_presence_follows_the_status_topic(line: Line, device: Device) -> None:
     device.client.publish(topics.name("line1", "press-3", "status"), "online", qos=1, retain=True)
     time.sleep(0.2)
@@ -239,6 +256,7 @@ def test_presence_follows_the_status_topic(line: Line, device: Device) -> None:
     ingest.stop()
 
 
+@pytest.mark.slow
 def test_a_killed_broker_costs_nothing_that_was_accepted(line: Line, device: Device) -> None:
     ingest = line.ingest()
     pid = line.broker.pid
@@ -258,6 +276,7 @@ def test_a_killed_broker_costs_nothing_that_was_accepted(line: Line, device: Dev
     assert line.store.gaps("press-3") == {}
 
 
+@pytest.mark.slow
 def test_ingest_started_before_its_broker_finds_it(tmp_path: Path) -> None:
     line = Line(tmp_path)
     line.broker.stop()

@@ -115,6 +115,7 @@ def test_an_oversized_message_is_refused_by_name(tmp_path: Path, caplog: pytest.
     assert "payload of 1000001 bytes" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_locked_database_is_counted_and_what_came_is_sent_again(line: Line, devices: list[Device]) -> None:
     short = Store(database_url("sqlite:///hub.db", line.folder))
     with contextlib.closing(sqlite3.connect(line.folder / "hub.db", isolation_level=None)) as other:
@@ -132,6 +133,7 @@ def test_a_locked_database_is_counted_and_what_came_is_sent_again(line: Line, de
     assert ingest.counts.commit_failed == 1
 
 
+@pytest.mark.slow
 def test_a_full_database_is_counted_and_the_hub_goes_on(line: Line, devices: list[Device]) -> None:
     pages: list[int] = []
 
@@ -204,6 +206,7 @@ def test_postgresql_tells_by_its_states() -> None:
     assert trouble(OperationalError("INSERT", {}, Full())) == "full"
 
 
+@pytest.mark.slow
 def test_a_second_ingest_on_sqlite_is_refused_by_name(line: Line) -> None:
     line.folder.joinpath("plant.toml").write_text(
         f'site = "line1"\ndevices = ["press-3"]\n[broker]\nport = {line.plant.broker.port}\n'
@@ -220,6 +223,7 @@ def test_a_second_ingest_on_sqlite_is_refused_by_name(line: Line) -> None:
     assert "another hub uses this state folder" in second.stderr
 
 
+@pytest.mark.slow
 def test_the_hub_speaks_tls_and_trusts_nobody_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
     for name in ("tls", "other"):

@@ -217,6 +217,7 @@ def test_what_the_loop_could_not_reach_is_refused_by_name(image: Image, change: 
         wanted_train(config.load(file, NightPlan), file, "", OPT, 252)
 
 
+@pytest.mark.slow
 @needs_root
 @pytest.mark.parametrize("part", ["hub", "train"])
 def test_the_commands_show_what_they_would_do_and_do_nothing(image: Image, part: str):

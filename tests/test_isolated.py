@@ -88,6 +88,7 @@ def test_samples_come_out_as_they_went_in() -> None:
     assert got.stamps_ns.tolist() == [NS, 2 * NS]
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 24), st.integers(0, 3)), min_size=1, max_size=40))
 def test_no_run_is_overwritten_before_it_was_taken(steps: list[tuple[int, int]]) -> None:

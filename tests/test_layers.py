@@ -102,6 +102,7 @@ def opened(trunk, scope="all"):
     return names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stack", STACKS)
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 def test_old_outputs_of_the_whole_trunk_stay_while_all_its_layers_learn(stack, dtype, most):
@@ -119,6 +120,7 @@ def test_old_outputs_of_the_whole_trunk_stay_while_all_its_layers_learn(stack, d
         assert moved > 1e-2, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stack", STACKS)
 def test_without_the_hold_old_outputs_move(stack):
     trunk, size = settled(stack)
@@ -129,6 +131,7 @@ def test_without_the_hold_old_outputs_move(stack):
     assert changed(before, outputs(trunk, old)) > 1e-1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stack", STACKS)
 def test_without_frozen_norms_old_outputs_move_though_layers_are_held(stack):
     trunk, size = settled(stack)
@@ -139,6 +142,7 @@ def test_without_frozen_norms_old_outputs_move_though_layers_are_held(stack):
     assert changed(before, outputs(trunk, old)) > 1e-3
 
 
+@pytest.mark.slow
 def test_what_two_stages_saw_stays_in_the_third():
     trunk, size = settled("linears")
     stages = [windows(3, size, seed) for seed in (21, 22, 23)]

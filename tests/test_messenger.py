@@ -210,6 +210,7 @@ def running(folder: Path, actions: Actions) -> Messenger:
     return made
 
 
+@pytest.mark.slow
 def test_a_real_webhook_and_a_real_mail_server_are_told(
     tmp_path: Path, actions: Actions, webhook: Webhook, mails: tuple[int, Mails]
 ) -> None:
@@ -227,6 +228,7 @@ def test_a_real_webhook_and_a_real_mail_server_are_told(
     assert [(each.who, each.what) for each in actions.since(0)] == [("shift", "notify"), ("leader", "notify")]
 
 
+@pytest.mark.slow
 def test_a_webhook_that_hangs_and_then_fails_holds_up_nobody(tmp_path: Path, webhook: Webhook) -> None:
     rules = AlarmRules(notify="notify.toml", group_s=0.0)
     secrets(tmp_path, ("shift", [webhook.url]))
@@ -281,6 +283,7 @@ def test_without_a_file_nobody_is_told(tmp_path: Path, monkeypatch: pytest.Monke
         addresses(plant(notify="notify.toml"), secrets(tmp_path, ("shift", ["json://h"])))
 
 
+@pytest.mark.slow
 def test_a_test_message_tells_which_address_does_not_work(tmp_path: Path, webhook: Webhook) -> None:
     secrets(tmp_path, ("shift", [webhook.url]), ("leader", [webhook.url, "json://127.0.0.1:1/nobody"]))
     (tmp_path / "plant.toml").write_text('site = "line1"\ndevices = ["press-3"]\n[alarms]\nnotify = "notify.toml"\n')

@@ -165,6 +165,7 @@ def test_ready_when_sensors_encoders_and_broker_are_there(get, told, change, con
     assert get("/secrets")[0] == 404
 
 
+@pytest.mark.slow
 def test_a_caller_that_says_nothing_keeps_nobody_from_reading(told, stages):
     server = MetricsServer(MetricsSettings(port=free_port()), Pages(told.look, stages, lambda: True).answer)
     server.start()

@@ -103,6 +103,7 @@ def test_the_budget_is_shared_out_whole(watch):
     assert alone.sum() == pytest.approx(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [5, 6, 7])
 def test_normal_running_gives_no_finding(learned, normal, seed):
     assert hear(learned, normal, seen(2_000, seed), LEARNED) == []
@@ -289,6 +290,7 @@ def test_states_are_kept_over_a_restart(by_state, kept_by_state, watch):
 # Which detector
 
 
+@pytest.mark.slow
 def test_another_detector_watches_with_what_was_learned(watch, kept, normal):
     monitor = Monitor(dataclasses.replace(watch, detector="page-hinkley"))
     assert monitor.restore(kept)
@@ -369,6 +371,7 @@ def test_a_sensor_absent_while_normal_is_learned_is_named_and_the_other_watched(
     assert hear(monitor, normal, moved, LEARNED + 300)[0][1].subject == "cam0"
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_is_no_drift_and_spoils_no_learning(watch, normal):
     """An hour back in the middle of learning, and again while it watches."""
     monitor, stream = Monitor(watch), seen(LEARNED, 2)

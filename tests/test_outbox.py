@@ -246,6 +246,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_kill_9_loses_nothing_that_was_stored(tmp_path):
     path, told = tmp_path / "outbox.db", 0
     for _ in range(4):

@@ -83,6 +83,7 @@ def test_the_same_samples_lead_to_the_same_messages(ensemble):
     assert watch(ensemble, 8.0)[2] == watch(ensemble, 8.0)[2]
 
 
+@pytest.mark.slow
 def test_a_fault_raises_an_alarm_that_names_the_modality_and_ends(ensemble):
     _, alarms, _ = watch(ensemble, 40.0, "bearing_noise")
     assert [alarm.state for alarm in alarms] == ["raised", "cleared"]
@@ -92,6 +93,7 @@ def test_a_fault_raises_an_alarm_that_names_the_modality_and_ends(ensemble):
     assert len(alarms[0].pictures) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["dirty_lens", "misaligned_part"])
 def test_evidence_against_the_camera_grows_with_a_fault_of_the_picture(ensemble, fault):
     """Encoders without training are too coarse for an alarm here: ./run demo --once shows it with trained ones."""
@@ -104,6 +106,7 @@ def test_evidence_against_the_camera_grows_with_a_fault_of_the_picture(ensemble,
     assert camera(watch(ensemble, 22.0, fault)[0]) > 2 * camera(watch(ensemble, 22.0)[0])
 
 
+@pytest.mark.slow
 def test_a_muted_microphone_raises_a_sensor_alarm_and_the_camera_scores_on(ensemble):
     scores, alarms, _ = watch(ensemble, 40.0, "muted")
     assert [(a.kind, a.subject, a.state) for a in alarms] == [
@@ -177,6 +180,7 @@ def test_a_recording_of_other_sensors_is_refused(tmp_path):
         list(recorded(CONFIG, Recording(path)))
 
 
+@pytest.mark.slow
 def test_a_recorded_shift_gives_the_scores_it_gave_before(ensemble, recording, request):
     """The main regression test: `--accept` writes the new reference."""
     pipeline = Pipeline(CONFIG)
@@ -217,6 +221,7 @@ class Sick(Encoder):
         return made._replace(features=np.full_like(made.features, np.nan))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["nan", "failing"])
 def test_a_sensor_whose_encoder_makes_no_sense_leaves_by_name_and_the_rest_scores(ensemble, how):
     well = ensemble.encoders["camera"]
@@ -237,6 +242,7 @@ def test_a_sensor_whose_encoder_makes_no_sense_leaves_by_name_and_the_rest_score
     assert list(after[-1].contributions) == ["cam0", "mic0"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["muted", "misaligned_part"])
 def test_an_alarm_that_stands_raised_is_cleared_by_whoever_comes_after_a_restart(ensemble, fault):
     def alarms(pipeline, from_s, to_s, kind):

@@ -19,6 +19,8 @@ from lineside import features
 from lineside.features import CameraPrepare, HalvedPrepare, MicrophonePrepare, SeriesPrepare
 from trainer.encoders import Encoder
 
+pytestmark = pytest.mark.slow
+
 SPEC = HalvedPrepare(frames=1, height=32, width=32)
 
 

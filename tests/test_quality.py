@@ -88,6 +88,7 @@ wild = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(wild, min_size=1, max_size=4))
 @settings(deadline=None)
 def test_wild_samples_get_known_flags_and_no_warning(windows: list[Window]) -> None:
@@ -125,6 +126,7 @@ def test_light_that_changes_is_not_out_of_focus(light: float) -> None:
     assert not quality.flags(blurred(BLOCKS * light, 0.3))
 
 
+@pytest.mark.slow
 def test_a_camera_that_stays_soft_for_hours_is_taken_as_it_is() -> None:
     quality = Quality()
     quality.flags(blurred(BLOCKS, 0.3))

@@ -204,6 +204,7 @@ def test_an_offer_is_measured_beside_all_that_the_others_may_run(repo: Repositor
     assert repo.point("camera", 3).version == 3
 
 
+@pytest.mark.slow
 def test_a_modality_goes_back_by_newer_metadata(repo: Repository, tmp_path: Path) -> None:
     for version in (1, 2, 3):
         take(repo, tiny_encoder.write(tmp_path, "camera", version))

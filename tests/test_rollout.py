@@ -176,6 +176,7 @@ def test_a_device_that_fails_is_named_with_its_reason(plant: PlantConfig, device
     assert error.value.check == "rollout"
 
 
+@pytest.mark.slow
 def test_a_silent_device_is_named_and_the_request_is_taken_back(
     plant: PlantConfig, base: Path, device, operator: Operator
 ) -> None:

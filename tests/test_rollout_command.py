@@ -125,6 +125,7 @@ def test_two_modalities_are_changed_together(tmp_path: Path) -> None:
         plant.close()
 
 
+@pytest.mark.slow
 def test_a_word_signed_by_another_key_is_refused_by_name(plant: Plant) -> None:
     plant.come("edge-1")
     assert everybody(plant, "1", ["edge-1"])

@@ -40,6 +40,8 @@ from tests.line_changeover import PLANT, Bench, make, recorded, served, settle, 
 from tests.line_device import SITE, START_NS
 from tests.line_rollout import AT_ONCE, abort, finish, offer
 
+pytestmark = pytest.mark.slow
+
 WATCHED = Terms(shadow_s=3.0, probation_s=3.0, patience_s=60.0)
 
 

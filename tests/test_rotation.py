@@ -62,6 +62,7 @@ def test_a_role_gets_new_keys_and_the_old_ones_count_no_more(bench: Bench, role:
     assert bench.update() == 2
 
 
+@pytest.mark.slow
 def test_a_device_follows_each_rotation_and_another_slept_through_them(bench: Bench) -> None:
     asleep = bench.updater
     shutil.copytree(bench.folder / "state", bench.folder / "awake")

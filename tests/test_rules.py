@@ -125,6 +125,7 @@ def test_t7_against_the_partner_s_start_inner_products_drift(every):
     assert apart(line.products(), before) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pairs", "rank"), [(CYCLE, RANK), (CYCLE, 7), (CYCLE, WIDE), (PATH, 7), (PATH, WIDE)])
 def test_three_modalities_keep_all_inner_products_however_much_their_partners_ask(pairs, rank):
     line = Line("abc", rank, pairs)

@@ -133,11 +133,13 @@ def test_every_row_of_the_table_is_tested() -> None:
     assert set(ROWS) == set(SENSORS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", sorted(set(ROWS) - {"microphone"}))
 def test_sensor_keeps_its_promises(source: str, tmp_path: Path) -> None:
     keeps_promises(ROWS[source](tmp_path), SystemClock(), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", sorted(name for name, row in SENSORS.items() if row.driver and name != "microphone"))
 def test_a_sensor_in_a_process_of_its_own_keeps_the_same_promises(source: str, tmp_path: Path) -> None:
     keeps_promises(ROWS[source](tmp_path), SystemClock(), tmp_path, isolated=True)
@@ -238,6 +240,7 @@ def test_a_network_camera_streams_and_closes(network_camera: str, tmp_path: Path
     keeps_promises(http_camera(network_camera), SystemClock(), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_live_camera_stamps_on_arrival_at_the_measured_rate(network_camera: str, tmp_path: Path) -> None:
     clock = SystemClock()
     sensor = open_sensor(http_camera(network_camera), clock, 0, tmp_path)
@@ -330,6 +333,7 @@ def test_close_ends_a_long_wait(tmp_path: Path) -> None:
     assert time.monotonic() - begun < 2.0
 
 
+@pytest.mark.slow
 def test_a_named_pipe_is_read_live_across_writers_and_stalls_are_told(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     settings = SensorSettings(
@@ -460,6 +464,7 @@ def hear(folder: Path) -> None:
     print("heard")
 
 
+@pytest.mark.slow
 def test_a_microphone_through_portaudio_keeps_its_promises(tmp_path: Path) -> None:
     try:
         found = importlib.util.find_spec("sounddevice") is not None

@@ -147,6 +147,7 @@ def test_products_differ_to_the_eye_and_to_the_ear() -> None:
     assert np.abs(mels["a"] - mels["b"]).mean() > 3 * np.abs(halves[0] - halves[1]).mean()
 
 
+@pytest.mark.slow
 def test_no_frame_is_like_the_last_and_no_window_is_flagged() -> None:
     quality, clock = Quality(), SimulatedClock(5 * NS)
     for modality in ("camera", "microphone", "series"):

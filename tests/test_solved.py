@@ -64,6 +64,7 @@ def close(got, want, tolerance):
     assert float((got - want).abs().max()) <= tolerance * max(1.0, float(want.abs().max()))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(stages)
 def test_stage_by_stage_in_any_order_is_ridge_regression_on_all_data_at_once(drawn_stages):

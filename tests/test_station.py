@@ -23,6 +23,8 @@ from lineside.recording import About, Label, Recorder, Recording
 from lineside.windows import Samples
 from tests.line_device import DATA, START_NS
 
+pytestmark = pytest.mark.slow
+
 PRODUCT_S = 40
 
 

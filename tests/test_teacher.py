@@ -479,6 +479,7 @@ def test_c10_a_state_is_not_the_queue_itself():
 # C11
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hold", [True, False])
 def test_c11_protected_heads_keep_old_embeddings_under_student_and_teacher(hold):
     """Old inputs use 4 of 10 directions; new ones use all. Without the projection both move."""

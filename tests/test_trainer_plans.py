@@ -41,6 +41,8 @@ from trainer.processes import ALONE
 from trainer.stage import EPSILONS, Work, learn_stage, roomy, run_stage
 from trainer.supervised import cross_relation_distillation, relation_distillation, supervised_pair
 
+pytestmark = pytest.mark.slow
+
 WIDTH, DIM, SAMPLES, COUNT = 24, 16, 32, 60
 KINDS = {"cam0": "camera", "mic0": "microphone", "pump0": "series"}
 BACKBONES = {"camera": "ca" * 32, "microphone": "b1" * 32, "series": "5e" * 32}

@@ -292,6 +292,7 @@ def test_an_alarm_of_the_line_names_the_cause(ensemble, kind):
         assert "(cause: " in alarms[0].text
 
 
+@pytest.mark.slow
 def test_the_matrix_of_the_line_is_the_same_for_any_number_of_workers(ensemble):
     one, two = (
         confusion(ensemble, (2, 3), kinds=("muted", "frozen"), run_s=3, normal_s=4, workers=workers)

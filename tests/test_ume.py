@@ -142,6 +142,7 @@ def test_a_gate_without_a_number_does_not_pass():
     assert not any(gate.passed for gate in retention(nowhere, nowhere, Resampling.of(np.arange(5))))
 
 
+@pytest.mark.slow
 def test_intervals_are_wider_where_neighbours_are_alike_and_cover_the_truth():
     alike = np.repeat(right(0.7, 40), 10)
     wide, narrow = (interval(Resampling.of(g).means(alike)) for g in (np.arange(400) // 10, np.arange(400)))

@@ -177,7 +177,7 @@ def test_metadata_signed_by_the_key_of_another_modality(bench: Bench) -> None:
     forged = roles.read("microphone")
     roles_of_thief = Roles(roles.folder, roles.keys, SystemClock())
     roles_of_thief.commit({"camera": forged})
-    bench.refuses("signature")
+    bench.refuses("key")
 
 
 @pytest.mark.parametrize(("thief", "victim"), [("camera", "microphone"), ("microphone", "camera")])

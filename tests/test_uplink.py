@@ -159,6 +159,7 @@ def test_what_is_not_acknowledged_is_sent_again_from_the_oldest(device: Device, 
     assert len(hub.heard) == told
 
 
+@pytest.mark.slow
 def test_no_more_than_a_window_is_under_way(line: LineBroker, hub: Listener, tmp_path: Path) -> None:
     device = Device(line, tmp_path / "state", window=5, resend_s=60)
     device.put(*range(1, 21))
@@ -255,6 +256,7 @@ def test_a_command_comes_once_and_its_progress_is_told(line: LineBroker, device:
     assert device.commands == [asked]
 
 
+@pytest.mark.slow
 def test_a_command_that_waits_is_not_taken_again_after_a_reconnection(
     line: LineBroker, device: Device, operator: Listener
 ) -> None:
@@ -286,6 +288,7 @@ def test_what_the_station_says_of_itself_is_heard_also_by_a_device_that_comes_la
         device.stop()
 
 
+@pytest.mark.slow
 def test_health_is_told_of_a_broker_that_is_away_or_refuses(line: LineBroker, tmp_path: Path) -> None:
     (tmp_path / "secrets" / f"{NAME}.password").write_text("wrong")
     clock = SimulatedClock(10**18)

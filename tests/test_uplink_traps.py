@@ -22,6 +22,7 @@ from hub.ingest import Ingest
 from hub.store import Store, database_url
 from lineside import mqtt, topics, wire
 from lineside.clock import NS, SystemClock
+from lineside.ledbat import LEAST
 from lineside.messages import Command, StationState
 from lineside.mqtt import BrokerConfig
 from tests.line_broker import LineBroker, wait
@@ -65,6 +66,7 @@ def sent(tap: Tap) -> Counter[int]:
     return Counter(wire.decode("embedding", p.payload).seq for p in found)
 
 
+@pytest.mark.slow
 def test_each_connection_has_the_will_with_it(line: LineBroker, tap: Tap, device: Device) -> None:
     """Trap 1: paho sends the same will at each reconnect. Ours is the same word each time, and must be there."""
     assert wait(device.uplink.connected.is_set)
@@ -101,14 +103,14 @@ def test_what_paho_kept_in_an_outage_is_not_given_to_it_again(line: LineBroker, 
     assert wait(device.uplink.connected.is_set)
     pid = line.process.pid or 0
     os.kill(pid, signal.SIGSTOP)  # half open: paho takes messages and hears nothing
-    device.put(*range(1, 41))
-    assert wait(lambda: device.uplink.held == 40)
+    device.put(*range(1, LEAST + 1))
+    assert wait(lambda: device.uplink.held == LEAST)
     before = sent(tap)
     os.kill(pid, signal.SIGKILL)
     assert wait(lambda: device.uplink.held == 0)
     time.sleep(0.6)
     after = sent(tap)
-    assert set(after) == set(range(1, 41))
+    assert set(after) == set(range(1, LEAST + 1))
     assert all(after[n] - before[n] <= 1 for n in after)  # once by paho, none by us
     assert wait(lambda: device.outbox.messages == 0)  # also what the hub was not back in time for
     device.stop()
@@ -222,6 +224,7 @@ def test_alarms_do_not_wait_behind_a_backlog_which_goes_in_order_and_not_too_fas
     hub.close()
 
 
+@pytest.mark.slow
 def test_one_message_that_nobody_stores_does_not_hold_up_the_rest(line: LineBroker, tmp_path: Path) -> None:
     device = Device(line, tmp_path / "state", window=16, resend_s=0.4)
     hub = Listener(line, "hub", "embedding")
@@ -260,6 +263,22 @@ def test_due_is_what_was_never_sent_or_long_ago_within_the_window_and_the_pace()
     assert way.due([4, 6], 3 * NS) == [4]
     way.taken(106)
     assert way.due([4, 6], 3 * NS) == [4]
+
+
+def test_a_lane_holds_back_while_its_messages_take_longer_and_longer_and_goes_on_when_they_do_not() -> None:
+    way, now_ns, number = Way("rest", 512, 60.0, Pace(1e6, 0)), 0, 0
+    sizes = []
+    for delay_ns in [NS // 100] * 200 + [NS // 2] * 200 + [NS // 100] * 200:
+        places = list(range(number, number + 512))
+        for place in (due := way.due(places, now_ns)):
+            way.sent(place, place, now_ns)
+            way.taken(place)
+        number += len(due)
+        sizes.append(len(due))
+        now_ns += delay_ns
+    assert sizes[0] == LEAST < 100 < sizes[199]
+    assert sizes[399] == LEAST
+    assert sizes[599] > 100
 
 
 HUB = f"""

@@ -182,6 +182,7 @@ def running(tmp_path: Path) -> Iterator[list[threading.Thread]]:
         thread.join(20)
 
 
+@pytest.mark.slow
 def test_every_stage_of_an_agent_goes_round_though_a_camera_broker_and_encoders_are_missing(
     tmp_path: Path, running: list[threading.Thread]
 ):

@@ -72,6 +72,7 @@ def test_a_worker_computes_what_the_encoder_in_this_process_computes(tmp_path) -
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_a_worker_that_was_killed_is_told_at_once_and_comes_back_by_itself() -> None:
     made = Worker("camera-1", begin, SystemClock())
     first, before = made.pid, embedded(made)
@@ -86,6 +87,7 @@ def test_a_worker_that_was_killed_is_told_at_once_and_comes_back_by_itself() -> 
     np.testing.assert_array_equal(embedded(made)[0], before[0])
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_is_killed_after_a_bounded_wait(monkeypatch) -> None:
     made = Worker("camera-1", begin, SystemClock())
     embedded(made)
@@ -107,6 +109,7 @@ def gone(pid: int) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_the_process_ends_with_the_last_reference_to_the_encoder() -> None:
     """So a new encoder on a GPU gets the memory of the old one back."""
     made = Worker("camera-1", begin, SystemClock())
@@ -186,6 +189,7 @@ def test_windows_that_the_graph_refuses_are_told_with_its_own_words() -> None:
         made.run(["embedding"], {"window": np.zeros((1, 2, 3, 4), np.uint8)})
 
 
+@pytest.mark.slow
 def test_an_error_of_the_runtime_ends_its_process_for_a_fresh_one() -> None:
     """CUDA's errors stay for the life of a process: one that said an error once may never answer right again."""
     made = Worker("camera-1", begin, SystemClock())
@@ -199,6 +203,7 @@ def test_an_error_of_the_runtime_ends_its_process_for_a_fresh_one() -> None:
     assert made.pid != first
 
 
+@pytest.mark.slow
 def test_a_dead_encoder_leaves_the_fusion_by_name_and_returns(monkeypatch) -> None:
     """kill -9 on the camera's encoder: its windows are senseless, the microphone's go on."""
     made = Worker("camera-1", begin, SystemClock())

@@ -126,6 +126,7 @@ def test_a_runtime_that_was_asked_for_and_is_not_there_is_refused_by_name(tmp_pa
     assert '[device] runtime = "auto"' in error.value.mend
 
 
+@pytest.mark.slow
 def test_auto_passes_over_what_does_not_work_and_says_why(tmp_path) -> None:
     """As where onnxruntime-gpu is installed and its CUDA libraries are not."""
     rows = {name: LISTED[name] for name in ("onnxruntime-cuda", "onnxruntime-cpu")}
@@ -181,6 +182,7 @@ def test_a_file_without_a_card_is_refused_before_any_runtime_sees_it(tmp_path, c
     assert children == []
 
 
+@pytest.mark.slow
 def test_a_look_changes_nothing_on_the_disk(tmp_path) -> None:
     assert Workshop("auto", tmp_path / "kept").ready(FILE, look=True).provider == CPU
     assert not (tmp_path / "kept").exists()

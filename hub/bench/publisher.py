@@ -19,6 +19,7 @@ import msgspec
 from hub import packets
 from lineside import topics, wire
 from lineside.clock import NS, Clock, SystemClock
+from lineside.ledbat import Window
 from lineside.messages import Score
 
 CHUNK = 32
@@ -30,7 +31,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     """Who sends how much: `count` messages a device, at most `window` of them without the hub's acknowledgement.
 
     `rate` is messages a second and device, 0 for as fast as it goes; after `resend_s` (0: never) a message that was not
-    acknowledged is sent again, as a device's outbox does. `start_ns` is the capture time of the first message.
+    acknowledged is sent again, as a device's outbox does, which then also keeps its window (lineside.ledbat).
+    `start_ns` is the capture time of the first message.
     """
 
     port: int
@@ -48,7 +50,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
 class Sent(msgspec.Struct, frozen=True, kw_only=True):
     """What came of it: messages that the hub acknowledged, seconds from first to last, and how long a message took.
 
-    Milliseconds are from the first sending to the hub's acknowledgement.
+    Milliseconds are to the hub's acknowledgement, from when the message was due where there is a rate, else from its
+    first sending.
     """
 
     acknowledged: int
@@ -101,6 +104,7 @@ class Sender:
         self.next, self.last = 1, spec.count
         self._packet = 0
         self._began_ns = clock.now_ns()
+        self._window = Window(spec.window)
         self.socket = self._connect()
         self._left, self._unsent = b"", b""
 
@@ -130,7 +134,8 @@ class Sender:
         due = self.last
         if self.spec.rate:
             due = min(due, round((now_ns - self._began_ns) / NS * self.spec.rate) + 1)
-        most = min(CHUNK, self._room, self.spec.window - len(self.sent_ns), due + 1 - self.next)
+        window = self._window.size if self.spec.resend_s else self.spec.window
+        most = min(CHUNK, self._room, window - len(self.sent_ns), due + 1 - self.next)
         for seq in range(self.next, self.next + max(0, most)):
             made.append(self._message(seq))
             self.sent_ns[seq] = now_ns
@@ -144,6 +149,8 @@ class Sender:
             if sent_ns > late_ns or len(late) >= min(self._room, CHUNK):
                 break
             late.append(seq)
+        if late:
+            self._window.lost()
         for seq in late:  # to the end of the line: it is ordered by time
             self._first_ns.setdefault(seq, self.sent_ns.pop(seq))
             self.sent_ns[seq] = now_ns
@@ -182,7 +189,11 @@ class Sender:
     def _forget(self, seq: int, now_ns: int) -> None:
         if (sent_ns := self.sent_ns.pop(seq, None)) is not None:
             self.acknowledged += 1
-            self.took_ns.append(now_ns - self._first_ns.pop(seq, sent_ns))
+            self._window.took(now_ns - sent_ns, now_ns)
+            since_ns = self._first_ns.pop(seq, sent_ns)
+            if self.spec.rate:
+                since_ns = self._began_ns + round((seq - 1) / self.spec.rate * NS)
+            self.took_ns.append(now_ns - since_ns)
 
 
 def _first(made: socket.socket) -> packets.Word:

@@ -45,7 +45,7 @@ EVENTS: dict[str, EventLook] = {
     "CLEARED_ACK": EventLook("done_all", "off", solid=False),
 }
 CAUSES = {"sensor": "sensor at fault", "process": "process at fault", "undecided": "cause undecided"}
-KINDS = {"anomaly": "monitor_heart", "drift": "trending_down", "sensor": "sensors_off"}
+KINDS = {"anomaly": "monitor_heart", "drift": "trending_down", "sensor": "sensors_off", "device": "cloud_off"}
 
 
 def colours(modalities: dict[str, str]) -> dict[str, str]:

@@ -81,7 +81,7 @@ class Device:
     """The agent's own parts on a device folder, as it starts them; in a process of its own, as every restart is."""
 
     def __init__(self, folder: Path, url: str, recording: str = "") -> None:
-        # A device gives up what it was started too often in. Here every kill is a start, and what is asked is another thing.
+        # A device gives up what it was started too often in. Here every kill is a start, and something else is asked.
         change.MOST_STARTS = MOST_STARTS
         config = DeviceConfig(
             device=DEVICE,

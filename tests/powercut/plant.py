@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ssl
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -14,12 +15,13 @@ import sqlalchemy as sa
 from tuf.api.exceptions import DownloadHTTPError
 from tuf.ngclient import FetcherInterface, Updater
 
-from deploy import repository
+from deploy import keys, repository
+from deploy.begin import Asked, begin
 from deploy.repository import Repository
 from hub.store import Store, database_url
 from hub.tables import Row as Stored
 from hub.tables import row
-from lineside import wire
+from lineside import config, wire
 from lineside.clock import SystemClock
 from lineside.plant import PlantConfig
 from lineside.targets import Candidate, Pointer, pointer_name
@@ -95,7 +97,7 @@ def published(act: Step, again: Step, upto: int, after: dict[str, int], folder: 
     base = folder / "plant"
     base.mkdir()
 
-    def begin() -> None:
+    def prepare() -> None:
         repo_in(base).init(PLANT.modalities)
         for version in (1, 2):
             for modality in PLANT.modalities:
@@ -103,9 +105,52 @@ def published(act: Step, again: Step, upto: int, after: dict[str, int], folder: 
         for version in range(1, upto + 1):
             publish(version, folder, base)
 
-    done_in_child(begin)
+    done_in_child(prepare)
     before = dict.fromkeys(PLANT.modalities, upto)
     yield Scene(base, partial(act, folder), partial(judge, before, after), partial(again, folder))
+
+
+ASKED = Asked("line1", ("edge-1",), PLANT.modalities, 1883, 8080, demo=False, host="hub.local", tls=True)
+
+
+def init(_: Path, folder: Path) -> None:
+    begin(folder, ASKED, SystemClock())
+
+
+def init_and_publish(files: Path, folder: Path) -> None:
+    """The same command again, and what follows it."""
+    init(files, folder)
+    publish(1, files, folder)
+    assert seen(folder) == dict.fromkeys(PLANT.modalities, 1)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "tls" / "server.crt", folder / "tls" / "server.key")
+
+
+def judge_begun(folder: Path, _: list[str]) -> str:
+    """Keys that are there can be used, and nothing is there in part."""
+    if (folder / "plant.toml").exists():
+        assert config.load(folder / "plant.toml", PlantConfig).site == ASKED.site
+    for path in (folder / "keys").glob("*.pem"):
+        keys.load(path)
+    whole = [path for path in BEGUN if (folder / path).exists()]
+    return NEW if len(whole) == len(BEGUN) and repo_in(folder).roles.modalities() == PLANT.modalities else OLD
+
+
+BEGUN = ("plant.toml", "root.json", "repository/metadata/timestamp.json", "secrets/edge-1.password", "tls/server.crt")
+
+
+@contextlib.contextmanager
+def beginning(folder: Path) -> Iterator[Scene]:
+    """An empty folder becomes a plant."""
+    base = folder / "plant"
+    base.mkdir()
+
+    def encoders() -> None:
+        for modality in PLANT.modalities:
+            tiny_encoder.write(folder, modality, 1)
+
+    done_in_child(encoders)
+    yield Scene(base, partial(init, folder), judge_begun, partial(init_and_publish, folder))
 
 
 def step_back(_: Path, folder: Path) -> None:
@@ -164,20 +209,22 @@ def storing(folder: Path) -> Iterator[Scene]:
     base = folder / "hub"
     base.mkdir()
 
-    def begin() -> None:
+    def prepare() -> None:
         kept = opened(base)
         kept.add(batch(0))
         kept.close()
 
-    done_in_child(begin)
+    done_in_child(prepare)
     yield Scene(base, store, judge_store, store_again)
 
 
 TWO = dict.fromkeys(PLANT.modalities, 2)
 SECOND = partial(publish, 2)
 BACK = {**TWO, "camera": 1}
+BEGINS = "the same command again makes a plant that publishes"
 SERVED = "a stock TUF client gets the old state or the new one, whole; publishing goes on"
 ROWS = (
+    Row("beginning of a plant", BEGINS, beginning),
     Row("publication of two modalities", SERVED, partial(published, SECOND, SECOND, 1, TWO)),
     Row("publication of the version before", SERVED, partial(published, step_back, first_again, 2, BACK)),
     Row("commits of the hub's store", "what was acknowledged is there; no batch in part", storing),

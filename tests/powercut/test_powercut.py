@@ -15,6 +15,8 @@ from tests.powercut.strike import strike
 from tests.powercut.table import Row
 from tests.powercut.trace import Unavailable, need_strace, record
 
+pytestmark = pytest.mark.slow
+
 FEW = 3
 SLOW = {
     "first start of a device",
