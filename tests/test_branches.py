@@ -135,6 +135,7 @@ def test_only_branches_learn_and_norms_and_head_stand(kind: str) -> None:
     assert moved == {f"trunk.{n}.{part}.weight" for n in branches.places(encoder.trunk) for part in branches.PARTS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SPECS)
 def test_the_graph_says_the_same_and_holds_every_number_of_its_base(kind: str) -> None:
     below, whole = exported(kind, False), exported(kind, True)

@@ -905,7 +905,6 @@ def recall(parent, data):
     return float(np.mean([found.recall_1_few for found in measured.retrieval]))
 
 
-@pytest.mark.slow
 def test_adapters_learn_what_is_new_and_leave_what_old_windows_gave(tmp_path):
     """Twice in a row; everything below them is the first stage's to the bit."""
     settings = {"encoders": ADAPTERS, "protection": rule(epsilon=1e-2), "epochs": 12, "learning_rate": 1e-2}
