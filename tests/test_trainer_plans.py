@@ -899,7 +899,7 @@ def trunk_outputs(parent, data):
     return evaluate.embed(parent.tensors.encoders["series"], data.views["pump0"].inputs, with_head=False)
 
 
-def recall(parent, data):
+def held_out_recall(parent, data):
     """Mean recall@1 among few of held-out moments, both ways."""
     measured = evaluate.measure(parent.tensors.encoders, data, data.split(plan().held_out)[1])
     return float(np.mean([found.recall_1_few for found in measured.retrieval]))
@@ -921,7 +921,7 @@ def test_adapters_learn_what_is_new_and_leave_what_old_windows_gave(tmp_path):
     assert np.linalg.norm(trunk_outputs(parent, waves()) - old) < 0.05 * np.linalg.norm(old)
     assert np.linalg.norm(trunk_outputs(free, waves()) - old) > 0.2 * np.linalg.norm(old)
     for learned in (loaded(tmp_path / "2"), free):
-        assert recall(learned, waves(2, count=120)) > recall(first, waves(2, count=120)) + 0.2
+        assert held_out_recall(learned, waves(2, count=120)) > held_out_recall(first, waves(2, count=120)) + 0.2
 
 
 def test_a_base_that_moved_below_adapters_fails_its_gate(tmp_path, monkeypatch):
