@@ -4,8 +4,8 @@
 
 The demo's simulated line, our own compact encoders, whole files with their cards. A first stage is learned from product
 a and published; of product b one stage moves heads, others adapters of each rank. A delta is what `lineside deploy
-publish` put beside the new encoder for devices that have the first; the shares are of the new encoder in fp32. Times
-are of one window on one thread of the CPU.
+publish` put beside the new encoder for devices that have the first; the shares are of the new encoder in fp32. What
+was cut goes on where it was.
 """
 
 from __future__ import annotations
@@ -41,11 +41,12 @@ HEADS = (
 def main() -> None:
     """Train, export and publish every way in a plant of its own, and print the table."""
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("--out", type=Path, default=Path("adapters"), help="A new folder for recordings and stages.")
+    asked.add_argument("--out", type=Path, default=Path("adapters"), help="Folder of recordings and stages.")
     folder = asked.parse_args().out.resolve()
-    folder.mkdir(parents=True)
-    record(folder, "a.mcap", FIRST_S)
-    record(folder, "b.mcap", NEW_S, product="b")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, seconds, product in (("a.mcap", FIRST_S, "a"), ("b.mcap", NEW_S, "b")):
+        if not (folder / name).exists():
+            record(folder, name, seconds, product)
     learn(folder, 1, "a.mcap", FIRST_S, "stages/1", 'move = "adapters"')  # keeps what later stages protect layers by
     first = export(folder, "stages/1", {})
     print(f"| {' | '.join(HEADS)} |\n|---|---|---|" + "---|" * (len(HEADS) - 3))
@@ -86,14 +87,8 @@ def rows(
             size = found[0].stat().st_size if found else 0
             told = (f"{size / 1000:.1f}", f"{size / whole:.2%}") if found else ("not worth one", "")
             size_kb = f"{second[modality, precision].stat().st_size / 1000:.0f}"
-            times = (f"{latency_ms(files[modality, precision]):.3f}" for files in (second, first))
-            made.append((modality, precision, size_kb, *told, *times))
+            made.append((modality, precision, size_kb, *told))
     return made
-
-
-def latency_ms(file: Path) -> float:
-    """Median of one window on one thread, the least of a few runs."""
-    return min(float(call("export", "verify", str(file))["latency_ms"]) for _ in range(3))
 
 
 def judged(told: Mapping[str, Any]) -> tuple[str, str]:
