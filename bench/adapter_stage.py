@@ -24,18 +24,7 @@ WAYS = {
     **{f"adapters of rank {rank}": f'move = "adapters"\nrank = {rank}' for rank in (1, 2, 4)},
 }
 PRECISIONS = ("fp32", "fp16", "int8")
-HEADS = (
-    "later stage",
-    "modality",
-    "gates",
-    "recall of b",
-    "precision",
-    "file, KB",
-    "delta, KB",
-    "of fp32",
-    "ms",
-    "ms of the first",
-)
+HEADS = ("later stage", "modality", "gates", "recall of b", "precision", "file, KB", "delta, KB", "of fp32")
 
 
 def main() -> None:
