@@ -2,8 +2,8 @@
 
 `python -m bench.deltas [--data ../shared/data/dev]` trains MobileNetV2 of width 1.3 on written digits (training split
 of av_digits, pictures of 96 x 96), goes on with its head alone, with low-rank adapters and with everything at two
-learning rates, all with frozen normalisation as in a stage, and exports each. Adapters are shipped merged, and as
-branches of their own beside weights that do not move. Cosines are of held-out pictures (test split), against the INT8
+learning rates, all with frozen normalisation as in a stage, and exports each. Adapters are a stage's own
+(trainer.branches), as they leave, and merged into the weights. Cosines are of held-out pictures (test split), against the INT8
 with its own scales, and of both INT8 against fp32. Files are bare graphs, without the card of some 100 KB that
 an encoder carries: it would flatter the shares.
 """
@@ -114,14 +114,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/dev"))
     parser.add_argument("--steps", type=int, default=60, help="of each way; the base learns five times as long")
+    parser.add_argument("--only", default="", help="ways whose name has this; without it all")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
-    rows = measured(asked.data / "av_digits", asked.steps)
+    rows = measured(asked.data / "av_digits", asked.steps, asked.only)
     print(json.dumps(msgspec.to_builtins(rows)) if asked.json else table(rows))
 
 
-def measured(data: Path, steps: int) -> list[Row]:
-    """Every way, from one base."""
+def measured(data: Path, steps: int, only: str = "") -> list[Row]:
+    """Every way, or those whose name has `only`, from one base."""
     torch.manual_seed(SEED)
     train, test = Digits(data, "train"), Digits(data, "test")
     calibration, held = train.first(CALIBRATE), test.first(HELD)
@@ -130,7 +131,7 @@ def measured(data: Path, steps: int) -> list[Row]:
     before = to_onnx(base.eval(), SPEC)
     quantised = to_int8(before, calibration.pictures).model
     rows = []
-    for way, further in WAYS.items():
+    for way, further in ((way, further) for way, further in WAYS.items() if only in way):
         for name, after in further(copy.deepcopy(base), copy.deepcopy(classify), train, steps).items():
             row = compared(f"{way}{name}", before, to_onnx(after.eval(), SPEC), quantised, calibration, held)
             rows.append(row)

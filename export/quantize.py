@@ -2,9 +2,10 @@
 
 Symmetric, weights per channel, biases left in float: TensorRT's parser wants zero points of 0 and refuses int32 biases.
 Convolutions, the head and sums are quantised, so that a CPU stays in bytes from the first layer to the last. B of an
-adapter has one scale: one a channel would be of as many bytes as itself, and it is to be sent. Ranges
-are taken from one half of the windows; what is lost is measured on the other. Where all layers in INT8 lose more than
-a budget, the most sensitive ones stay in float.
+adapter has one scale: one a channel would be of as many bytes as itself, and it is to be sent. Ranges are taken from
+one half of the windows; what is lost is measured on the other. Where all of it in INT8 loses more than a budget, sums
+of layers and their adapters stay in float, which are rounded once more than a layer alone; where that does not suffice,
+so do the most sensitive layers.
 """
 
 from __future__ import annotations
@@ -63,7 +64,10 @@ def to_int8(model: onnx.ModelProto, windows: NDArray[np.generic], like: onnx.Mod
         trial = Trial(Path(folder), model, windows)
         spared = scales.in_float(like) if like else set()
         chosen = {layer for layer, weight in trial.layers.items() if weight not in spared}
-        cut = min(CUTS, key=lambda each: trial.loss(chosen, each))
+        cut = trial.best_cut(chosen)
+        if trial.joins and trial.loss(chosen, cut) > BUDGET:
+            trial.leave_joins()
+            cut = trial.best_cut(chosen)
         if like is None:
             chosen = trial.affordable(cut)
         made = trial.quantised(chosen, cut)
@@ -88,6 +92,18 @@ class Trial:
         }  # with their weights
         self._one_scale = [weight for weight in self.layers.values() if f".{branches.PARTS[1]}." in weight]
         self._between = [node.name for node in model.graph.node if node.op_type in BETWEEN]
+        adapted = {name for node in model.graph.node if set(node.input) & {*self._one_scale} for name in node.output}
+        self.joins = {
+            node.name for node in model.graph.node if node.op_type == "Add" and adapted.intersection(node.input)
+        }
+
+    def leave_joins(self) -> None:
+        """From now on sums of layers and their adapters stay in float."""
+        self._between = [name for name in self._between if name not in self.joins]
+
+    def best_cut(self, names: Collection[str]) -> float:
+        """The cut with which these layers in INT8 lose least."""
+        return min(CUTS, key=lambda each: self.loss(names, each))
 
     def affordable(self, cut: float) -> set[str]:
         """All layers but as few of the most sensitive ones as the budget asks for."""
