@@ -3,8 +3,8 @@
 `python -m bench.deltas [--data ../shared/data/dev]` trains MobileNetV2 of width 1.3 on written digits (training split
 of av_digits, pictures of 96 x 96), goes on with its head alone, with low-rank adapters and with everything at two
 learning rates, all with frozen normalisation as in a stage, and exports each. Adapters are a stage's own
-(trainer.branches), as they leave, and merged into the weights. Cosines are of held-out pictures (test split), against the INT8
-with its own scales, and of both INT8 against fp32. Files are bare graphs, without the card of some 100 KB that
+(trainer.branches), as they leave, and merged into the weights. Cosines are of held-out pictures (test split), against
+the INT8 with its own scales, and of both INT8 against fp32. Files are bare graphs, without the card of some 100 KB that
 an encoder carries: it would flatter the shares.
 """
 
