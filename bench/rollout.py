@@ -28,8 +28,6 @@ import msgspec
 from bench import made_up_encoder
 from deploy import begin
 from deploy.conductor import see
-from deploy.progress import Seen
-from deploy.record import Record
 from lineside import config
 from lineside.cli import guarded
 from lineside.clock import NS, Clock, SystemClock
@@ -37,6 +35,8 @@ from lineside.errors import GateError, LinesideError
 from lineside.operator import Operator
 from lineside.pins import Pins
 from lineside.plant import PlantConfig
+from lineside.rollout_progress import Seen
+from lineside.rollout_record import Record
 
 GOOD, BAD = 2, 3  # versions
 EACH = 250  # devices a process: paho waits with select(2), which knows 1024 files, and each client has three

@@ -46,6 +46,9 @@ state_dir = "{DEVICE}"
 evidence = true
 allow_fault_injection = true
 
+[evidence]
+send = "request"
+
 [windows]
 length_s = {line.length_s}
 hop_s = {line.hop_s}

@@ -60,8 +60,9 @@ def publish(
 
     Example: lineside deploy publish --config plant/plant.toml bundle/camera-2.onnx bundle/microphone-2.onnx
     """
-    published = sit(config_file).repository.publish(files)
-    tell(published, as_json, [_published(one) for one in published])
+    repository = sit(config_file).repository
+    published = repository.publish(files)
+    tell(published, as_json, [_published(one, repository.refusal({one.modality: one.version})) for one in published])
 
 
 @app.command()
@@ -233,9 +234,12 @@ def rotate(
     tell(rotated, as_json, lines)
 
 
-def _published(one: Published) -> str:
+def _published(one: Published, refusal: str) -> str:
+    """`refusal` is why a rollout of it alone would be refused."""
     if one.pointed:
         return f"{one.modality}-{one.version} published; {one.modality} points at it"
+    if refusal:
+        return f"{one.modality}-{one.version} published; a rollout of it alone is refused: {refusal}"
     begin = f"lineside deploy rollout start --modality {one.modality}"
     return f"{one.modality}-{one.version} published; begin with `{begin}`"
 

@@ -98,6 +98,7 @@ host = {text["host"]}
 [hub]
 port = {text["hub_port"]}
 demo = {text["demo"]}
+evidence = {text["demo"]}
 """
 
 

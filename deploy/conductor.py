@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import msgspec
 
 from deploy import rollout
-from deploy.progress import AWAY, Progress, Seen, engaged, progress
-from deploy.record import Record
-from deploy.records import Records
 from deploy.repository import Repository
 from lineside.clock import NS, Clock
 from lineside.operator import Operator, Report
 from lineside.pins import Pins
+from lineside.rollout_progress import AWAY, Progress, Seen, engaged, progress
+from lineside.rollout_record import Record
+from lineside.rollout_records import Records
 from lineside.targets import Candidate
 
 LISTEN_S = 1.0

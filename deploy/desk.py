@@ -12,7 +12,6 @@ import typer
 
 from deploy import repository
 from deploy.conductor import Conductor
-from deploy.records import Records
 from deploy.repository import Repository
 from lineside import config
 from lineside.clock import Clock, SystemClock
@@ -20,6 +19,7 @@ from lineside.errors import ConfigError
 from lineside.operator import Operator, Outcome
 from lineside.pins import Pins
 from lineside.plant import PlantConfig
+from lineside.rollout_records import Records
 
 PLANT = Path("plant.toml")
 PlantFile = Annotated[Path, typer.Option("--config", help="The plant file.")]

@@ -140,6 +140,14 @@ class Repository:
         pointed = pointer is not None and pointer.version == named
         return Published(modality, named, self._hashes(metadata, _files(metadata, named)), pointed)
 
+    def refusal(self, versions: Mapping[str, int]) -> str:
+        """Why `offer` would refuse these versions for what they are; empty when it would not."""
+        try:
+            self._accept([self._card(self.roles.read(each), each, version) for each, version in versions.items()])
+        except ReleaseError as error:
+            return str(error)
+        return ""
+
     def offer(self, versions: Mapping[str, int], candidate: Candidate) -> None:
         """Make versions, by modality, the candidates of one rollout, or change which devices it takes and how.
 

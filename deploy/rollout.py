@@ -14,10 +14,10 @@ from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
-from deploy.progress import AWAY, Progress, Seen, progress, took
-from deploy.record import Event, Record, Ring, State
 from lineside.clock import NS
 from lineside.errors import ReleaseError
+from lineside.rollout_progress import AWAY, Progress, Seen, progress, took
+from lineside.rollout_record import Event, Record, Ring, State
 
 NAMED = 5  # devices that a sentence names
 

@@ -13,10 +13,10 @@ import typer
 from deploy import rollout
 from deploy.conductor import Conductor, Row
 from deploy.desk import PLANT, AsJson, Desk, PlantFile, sit, tell
-from deploy.record import Record, Ring, policy, rings
-from deploy.records import apart
 from lineside import cli
 from lineside.errors import ConfigError, GateError
+from lineside.rollout_record import Record, Ring, policy, rings
+from lineside.rollout_records import apart
 from lineside.targets import Terms
 
 app = typer.Typer(no_args_is_help=True, help="Bring what was published to devices, ring by ring.")

@@ -18,6 +18,7 @@ from edge import contract, freshness
 from edge.capture import Capture
 from edge.changeover import Changeover
 from edge.config import DeviceConfig, MetricsSettings, SensorSettings
+from edge.delivery import Delivery
 from edge.evidence import Evidence
 from edge.faults import Injector
 from edge.fetcher import Fetcher
@@ -75,14 +76,15 @@ class Agent:
         self._pipeline = Pipeline(config)
         self._injector = Injector()
         self._evidence = Evidence(config, state, clock)
+        self._delivery = Delivery(config, state, clock)
         bounds = config.outbox
         self._outbox = Outbox(state / "outbox.db", config.device.id, round(bounds.max_mb * 1e6), clock, bounds.max_days)
         hears = (self._take_command, self._take_state)
         pages = Pages(self._health, self._pipeline.stages, lambda: not self._uplink.problem)
         self._uplink: Uplink | Hatch = (
-            Uplink(config, base, self._outbox, clock, *hears)
+            Uplink(config, base, self._outbox, clock, *hears, piece=self._delivery.piece)
             if socket is None
-            else Hatch(socket, config.device.id, self._outbox, clock, *hears, pages.answer)
+            else Hatch(socket, config.device.id, self._outbox, clock, *hears, pages.answer, self._delivery.piece)
         )
         slots = Slots(state, clock)
         self._metadata = state / "repository"
@@ -329,12 +331,16 @@ class Agent:
             self._state = "commissioning"
         elif command.op == "record" and command.args.get("switch") in {"on", "off"}:
             self._evidence.record(command.args["switch"] == "on")
+        elif command.op == "evidence" and "recording" in command.args:
+            self._delivery.ask(command.args["recording"], command.args.get("offset", "0"))
+            self._uplink.wake()
         elif command.op == "fault" and self._config.device.allow_fault_injection:
             self._inject(command)
         else:
             asked = f"{command.op} {command.args}"
             known = (
-                "update and rollback with a modality of the device, cancel of either, commission, record with a switch"
+                "update and rollback with a modality of the device, cancel of either, commission, record with a "
+                "switch, evidence with a recording"
             )
             mend = f"known are {known}, and fault where allowed"
             raise LinesideError(self._config.device.id, f"does not do {asked}", mend)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import msgspec
 
-from edge.case import labels
 from lineside.channels import Block, block
 from lineside.errors import RecordingError
+from lineside.evidence import labels
 from lineside.files import sync_folder
 from lineside.messages import Alarm
 from lineside.recording import CHUNK_BYTES, About, Recorder, Recording
@@ -79,7 +79,7 @@ class BoundedFolder:
         if self._recorder is None:
             return
         recorder, name, self._recorder, self.name = self._recorder, self.name, None, ""
-        for label in labels(self._alarms, self._about.sensors, self._start_ns, self._end_ns):
+        for label in labels(self._alarms, self._about.sensors, self._start_ns, self._end_ns).values():
             recorder.label(label)
         recorder.close()
         os.replace(self._part(name), self.folder / name)
@@ -131,7 +131,7 @@ class BoundedFolder:
 
     def _copy(self, half: Recording, path: Path) -> None:
         start_ns, end_ns = half.span_ns()
-        said = labels(half.alarms(), half.about.sensors, start_ns, end_ns)
+        said = labels(half.alarms(), half.about.sensors, start_ns, end_ns).values()
         with Recorder(path, half.about) as whole:
             for made in half.blocks():
                 if made.schema != "lineside.Label":  # made anew: the last may be missing

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 
 from edge.config import EvidenceSettings
-from lineside.channels import Label
 from lineside.clock import NS
 from lineside.messages import Alarm
 
@@ -51,23 +49,3 @@ def stamp(time_ns: int) -> str:
     """
     when = datetime.fromtimestamp(time_ns // NS, timezone.utc)
     return f"{when:%Y%m%dT%H%M%S}.{time_ns % NS // 1_000_000:03d}Z"
-
-
-def labels(alarms: Iterable[Alarm], sensors: Iterable[str], start_ns: int, end_ns: int) -> list[Label]:
-    """What the changes of alarms in a file say of its seconds: not normal, but not confirmed either.
-
-    An alarm of one of `sensors` is of that sensor alone. What was not cleared in the file lasts to its end.
-    """
-    found: dict[str, Label] = {}
-    for alarm in alarms:
-        if alarm.key not in found:
-            sensor = alarm.subject if alarm.subject in sensors else ""
-            told = f"alarm: {alarm.kind} of {alarm.subject}"
-            found[alarm.key] = Label(max(alarm.onset_ns, start_ns), end_ns, told, sensor, fault=True, confirmed=False)
-        if alarm.state == "cleared":
-            found[alarm.key] = _ended(found[alarm.key], alarm.time_ns)
-    return list(found.values())
-
-
-def _ended(label: Label, end_ns: int) -> Label:
-    return Label(label.start_ns, max(label.start_ns, end_ns), label.label, label.sensor, label.fault, label.confirmed)

@@ -190,7 +190,8 @@ class EvidenceSettings(Config, frozen=True):
     nothing. The seconds before are held in memory, in at most `memory_mb`. `record_all` keeps everything in
     `state_dir`/recordings, bounded by `max_mb_all` (0: not even when an operator asks for it). The oldest files go
     first. Both stop while the disk has less than `keep_free_mb` (or [outbox] max_mb, if that is more) free: alarms come
-    before evidence.
+    before evidence. With `send` "request" the hub may ask for the file of an alarm, and gets it at `send_kb_s` at most,
+    when nothing else is to be sent; recordings of everything never leave.
     """
 
     before_s: float = 10.0
@@ -200,6 +201,8 @@ class EvidenceSettings(Config, frozen=True):
     keep_free_mb: float = 512.0
     record_all: bool = False
     max_mb_all: float = 8192.0
+    send: Literal["never", "request"] = "never"
+    send_kb_s: float = 1000.0
 
     def __post_init__(self) -> None:
         if not (0 <= self.before_s <= 600 and 0 <= self.after_s <= 600):
@@ -210,6 +213,8 @@ class EvidenceSettings(Config, frozen=True):
             raise ValueError("max_mb_all must be 0 or at least 2")
         if self.record_all and not self.max_mb_all:
             raise ValueError("record_all needs max_mb_all above 0")
+        if not 1 <= self.send_kb_s <= 1_000_000:
+            raise ValueError("send_kb_s must be 1 to 1000000")
 
     @property
     def around(self) -> bool:

@@ -29,7 +29,7 @@ from edge.uplink import Uplink
 from edge.watchdog import Signs
 from lineside.clock import Clock
 from lineside.errors import LinesideError, WireError
-from lineside.messages import Command, StationState
+from lineside.messages import Command, Piece, StationState
 from lineside.ranges import Range
 from lineside.targets import MAX_MODEL_BYTES
 
@@ -105,6 +105,10 @@ class Courier:
         """A page of the agent's metrics."""
         rendered = self._ask(frames.Page(path, accept), frames.Rendered)
         return rendered.status, rendered.kind, rendered.body
+
+    def piece(self) -> Piece | None:
+        """What is to be sent of recordings, if anything."""
+        return self._ask(frames.Next(), frames.Carried).piece
 
     def news(self) -> Iterator[frames.Frame]:
         """What the agent tells, until it says farewell or can be heard no more."""
@@ -193,7 +197,7 @@ def _met(path: Path, device: str, stop: threading.Event, life: Life) -> Courier 
 
 def _serve(config: DeviceConfig, base: Path, courier: Courier, clock: Clock, stop: threading.Event, life: Life) -> None:
     """One life of the agent, or until `stop`, which is seen at its next heartbeat."""
-    uplink = Uplink(config, base, courier, clock, courier.command, courier.state, courier.said)
+    uplink = Uplink(config, base, courier, clock, courier.command, courier.state, courier.said, courier.piece)
     uplink.start()
     life.courier, life.uplink = courier, uplink
     last: frames.Frame | None = None

@@ -2,7 +2,7 @@
 
 Three connections, each with one side that begins, so that no frame needs a number:
 
-    outbox   the uplink asks (Places, Pending, Forget, Heard, Told, Said, Page), the agent answers each
+    outbox   the uplink asks (Places, Pending, Forget, Heard, Told, Said, Page, Next), the agent answers each
     news     the agent tells (Wake, Report), the uplink listens
     fetch    the agent asks for a file of the repository (Get), the uplink answers with its parts
 
@@ -23,9 +23,9 @@ from edge.outbox import Waiting
 from edge.shelf import Lane
 from lineside import wire
 from lineside.errors import WireError
-from lineside.messages import Command, StationState
+from lineside.messages import Command, Piece, StationState
 
-PROTOCOL = 2
+PROTOCOL = 3
 MAX_FRAME = wire.MAX_BYTES + 65_536  # one message, or many small ones
 PART_BYTES = 65_536
 PATIENCE_S = 5.0  # for the rest of a frame that has begun, in either direction
@@ -99,6 +99,16 @@ class Rendered(Frame, frozen=True):
     body: bytes
 
 
+class Next(Frame, frozen=True):
+    """What is to be sent of recordings? Answered by Carried."""
+
+
+class Carried(Frame, frozen=True):
+    """The next piece of a recording, where there is one."""
+
+    piece: Piece | None
+
+
 class Numbers(Frame, frozen=True):
     """Places, ascending."""
 
@@ -152,8 +162,8 @@ class Part(Frame, frozen=True):
     at: int
 
 
-FromUplink = Greeting | Places | Pending | Forget | Heard | Told | Said | Page | Part | Done | Failed
-FromAgent = Numbers | Rows | Rendered | Done | Failed | Wake | Report | Farewell | Get
+FromUplink = Greeting | Places | Pending | Forget | Heard | Told | Said | Page | Next | Part | Done | Failed
+FromAgent = Numbers | Rows | Rendered | Carried | Done | Failed | Wake | Report | Farewell | Get
 Side = Literal["agent", "uplink"]
 _DECODERS: dict[Side, msgspec.msgpack.Decoder[Any]] = {
     "uplink": msgspec.msgpack.Decoder(FromUplink),

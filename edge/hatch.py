@@ -23,7 +23,7 @@ from edge.requests import Requests
 from lineside import wire
 from lineside.clock import NS, Clock
 from lineside.errors import ConfigError, PortInUseError, WireError
-from lineside.messages import Command, StationState
+from lineside.messages import Command, Piece, StationState
 
 log = logging.getLogger(__name__)
 HEARTBEAT_S = 2.0
@@ -35,7 +35,7 @@ MEND = "start lineside-uplink (`lineside edge uplink --config device.toml --sock
 
 
 class Hatch:
-    """In the agent's process, in the place of `Uplink`; `on_command` and `on_state` as there, `page` as Pages'."""
+    """In the agent's process, in the place of `Uplink`; `on_command`, `on_state`, `piece` as there, `page` of Pages."""
 
     def __init__(
         self,
@@ -46,8 +46,9 @@ class Hatch:
         on_command: Callable[[Command], None],
         on_state: Callable[[StationState], None],
         page: Callable[[str, str], tuple[int, str, bytes]],
+        piece: Callable[[], Piece | None] = lambda: None,
     ) -> None:
-        self._page = page
+        self._page, self._piece = page, piece
         self.path, self._device, self._outbox, self._clock = path, device, outbox, clock
         self._on_command, self._on_state = on_command, on_state
         self.refused = 0
@@ -252,8 +253,8 @@ class Hatch:
                 return frames.Done(self._outbox.forget(asked.epoch, asked.ranges))
         except (sqlite3.Error, OSError) as error:
             return frames.Failed(f"the agent's outbox: {error}")
-        if isinstance(asked, frames.Page):
-            return frames.Rendered(*self._page(asked.path, asked.accept))
+        if isinstance(asked, (frames.Next, frames.Page)):
+            return self._given(asked)
         if isinstance(asked, frames.Heard):
             self._take(asked.command)
         elif isinstance(asked, frames.Told):
@@ -265,6 +266,11 @@ class Hatch:
         else:
             raise WireError("frame", f"{type(asked).__name__} asks nothing", "run one version on both sides")
         return frames.Done()
+
+    def _given(self, asked: frames.Next | frames.Page) -> frames.Frame:
+        if isinstance(asked, frames.Next):
+            return frames.Carried(self._piece())
+        return frames.Rendered(*self._page(asked.path, asked.accept))
 
     def _take(self, command: Command) -> None:
         """A request, which comes again from each new uplink process until its report is out."""

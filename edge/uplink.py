@@ -24,12 +24,13 @@ from edge.shelf import Lane
 from lineside import mqtt, topics, wire
 from lineside.clock import NS, Clock
 from lineside.errors import WireError
-from lineside.messages import Command, StationState
+from lineside.messages import Command, Piece, StationState
 from lineside.ranges import Range
 
 log = logging.getLogger(__name__)
 UNREACHABLE = (sqlite3.Error, OSError)  # of the outbox: a bad disk, or an agent behind the socket that is away
 ALARM_WINDOW = 64
+PIECES = 4  # of recordings, that the broker has not taken yet: alarms wait behind no more than these
 PATIENCE_S = 10.0
 
 
@@ -47,7 +48,8 @@ class Uplink:
     """One MQTT connection of one device; reconnects by itself, and publishes only while connected.
 
     `on_command` is called from the network thread with each new command, `on_state` with each state that the station is
-    said to be in, `on_said` from the sending thread when the broker has a report; none may block for long.
+    said to be in, `on_said` from the sending thread when the broker has a report; none may block for long. `piece`
+    gives what is to be sent of recordings when nothing else waits, raising as Supply does.
     """
 
     def __init__(
@@ -59,11 +61,14 @@ class Uplink:
         on_command: Callable[[Command], None],
         on_state: Callable[[StationState], None] = lambda _: None,
         on_said: Callable[[Command], None] = lambda _: None,
+        piece: Callable[[], Piece | None] = lambda: None,
     ) -> None:
         device, bounds = config.device, config.outbox
         self._site, self._device, self._broker = device.site, device.id, config.broker
         self._supply, self._clock = supply, clock
         self._on_command, self._on_state, self._on_said = on_command, on_state, on_said
+        self._piece = piece
+        self._carried: set[int] = set()  # pieces under way, by paho's number
         pace = Pace(bounds.drain_per_s, clock.now_ns())
         self._ways = (
             Way("alarms", ALARM_WINDOW, bounds.resend_s, Pace(float(ALARM_WINDOW), clock.now_ns())),
@@ -83,7 +88,7 @@ class Uplink:
         self._client.on_connect = self._connected
         self._client.on_disconnect = self._lost
         self._client.on_message = self._heard
-        self._client.on_publish = lambda _client, _data, number, *_: self._published.append(number)
+        self._client.on_publish = lambda _client, _data, number, *_: self._taken(number)
         self._thread = threading.Thread(target=self._send, name="uplink", daemon=True)
 
     @property
@@ -187,11 +192,17 @@ class Uplink:
             try:
                 self._note_published()
                 self._send_reports()
-                for way in self._ways:
-                    self._send_some(way)
+                if not sum([self._send_some(way) for way in self._ways]):
+                    self._send_pieces()
             except UNREACHABLE as error:
                 log.warning("outbox cannot be read (%s); trying again", error)
                 self._stop.wait(1.0)
+
+    def _taken(self, number: int) -> None:
+        """The broker has it; called from the network thread."""
+        self._published.append(number)
+        if number in self._carried:
+            self._wake.set()
 
     def _note_published(self) -> None:
         anew = self._anew.is_set()
@@ -203,6 +214,7 @@ class Uplink:
             if anew:
                 way.again(self._clock.now_ns())
         for number in numbers:
+            self._carried.discard(number)
             if (report := self._saying.pop(number, None)) is not None:
                 self._on_said(report)
 
@@ -212,17 +224,26 @@ class Uplink:
             topic = self._topic("cmd", report.op, report.id)
             self._saying[self._client.publish(topic, wire.encode(report), qos=1, retain=True).mid] = report
 
-    def _send_some(self, way: Way) -> None:
+    def _send_some(self, way: Way) -> int:
+        """Send what is due of one lane; how many that was."""
         places = self._supply.places(way.window, way.lane)
         due = way.due(places, self._clock.now_ns())
         if not due:
-            return
+            return 0
         wanted, span = set(due), places.index(due[-1]) - places.index(due[0]) + 1
         for waiting in self._supply.pending(due[0] - 1, span, way.lane):
             if not self.connected.is_set():
-                return
+                break
             if waiting.place in wanted:
                 way.sent(waiting.place, self._publish(waiting), self._clock.now_ns())
+        return len(due)
+
+    def _send_pieces(self) -> None:
+        """A few pieces of recordings, in a round in which nothing else was due."""
+        while len(self._carried) < PIECES and (piece := self._piece()) is not None:
+            expiry = _expiry(topics.TOPICS["evidence"].retain)
+            sent = self._client.publish(self._topic("evidence"), wire.encode(piece), 1, False, expiry)
+            self._carried.add(sent.mid)
 
     def _publish(self, waiting: Waiting) -> int:
         """Give it to paho, which keeps it until the broker has it, across lost connections and whatever it returns.

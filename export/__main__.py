@@ -90,6 +90,38 @@ def waive(
 
 
 @app.command()
+def labels(
+    stage: Annotated[Path, typer.Argument(metavar="STAGE_DIR", help="The folder of a finished stage.")],
+    normal: Annotated[Path, typer.Option(help="Normal running of the station, as a device is commissioned.")],
+    labelled: Annotated[Path, typer.Option(help="The folder that `lineside hub labels` names.")],
+    version: Annotated[int, typer.Option(min=0, help="Version of the encoders; 0: the stage's number.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Also write it to this file, where the hub looks.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Which labelled alarms a stage would raise again, by the device's own pipeline and the thresholds of each alarm.
+
+    Example: lineside export labels stage-2 --normal line.mcap --labelled plant/labelled
+    """
+    from export.again import replay
+    from lineside.files import write_atomic
+    from trainer import checkpoint
+    from trainer.progress import Bar
+
+    number = version or checkpoint.load_stage(stage).certificate.stage
+    with Bar() as bar:
+        found = replay(stage, number, normal, labelled, SystemClock().now_ns(), bar)
+    if out is not None:
+        write_atomic(out, msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+    if as_json:
+        print(msgspec.json.encode(found).decode())
+        return
+    for each in found.alarms:
+        told = {True: "raised again", False: "no longer raised", None: each.why}[each.raised]
+        print(f"{each.key}  {f'real: {each.kind}' if each.real else 'not real'}  {told}")
+    print(found.told)
+
+
+@app.command()
 def verify(
     file: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="An encoder file.")], as_json: Json = False
 ) -> None:

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from hub import people, ports
+from hub import labels_command, people, ports
 from hub.backup import backup as copy_store
 from hub.backup import restore as put_back
 from hub.bench import report
@@ -35,6 +35,7 @@ from lineside.plant import PlantConfig
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 app.add_typer(people.app, name="user")
 app.command()(people.audit)
+app.command()(labels_command.labels)
 PlantFile = people.PlantFile
 Json = people.Json
 PLANT = people.PLANT
@@ -58,7 +59,7 @@ def run(config: PlantFile = PLANT, json_: Json = False) -> None:
         from hub.dashboard import server  # NiceGUI takes a second to import; backup and bench need none of it
         from hub.line import Hub
 
-        hub = Hub(plant, base, SystemClock())
+        hub = Hub(plant, base, SystemClock(), config.resolve())
         tls = server.Tls(base / plant.hub.cert_file, base / plant.hub.key_file) if plant.hub.cert_file else None
         try:
             hub.start()
@@ -174,17 +175,21 @@ def bench(
     turns: Annotated[int, typer.Option("--turns", min=1, help="Turns of `rate`.")] = 5,
     rows: Annotated[int, typer.Option("--rows", min=1000, help="Old messages of `backlog`.")] = 1_000_000,
     kills: Annotated[int, typer.Option("--kills", min=1, help="Times that the hub is killed.")] = 100,
+    pages: Annotated[int, typer.Option("--pages", min=1, help="Pages that `page` opens, of each span.")] = 7,
+    alarms: Annotated[int, typer.Option("--alarms", min=1, help="Alarms that `live` raises.")] = 120,
     json_: Json = False,
 ) -> None:
     """Measure ingest, backlog, kills and queries on this machine; needs mosquitto. Exit code 6 when a goal is missed.
 
+    `page` and `live` measure the pages in Chromium, and only when they are named.
+
     Example: lineside hub bench --only rate,plans
     """
-    parts = [part for part in only.split(",") if part] or list(report.PARTS)
+    parts = [part for part in only.split(",") if part] or list(report.USUAL)
     if unknown := set(parts) - set(report.PARTS):
         raise ConfigError("--only", f"no part {min(unknown)!r}", f"give some of {','.join(report.PARTS)}")
     with tempfile.TemporaryDirectory(prefix="lineside-bench-") as folder:
-        sizes = report.Sizes(messages, turns, rows, kills)
+        sizes = report.Sizes(messages, turns, rows, kills, pages, alarms)
         found = report.measure(parts, sizes, Path(folder), SystemClock(), tell)
     tell("")
     lines = report.table(found)

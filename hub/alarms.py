@@ -18,7 +18,7 @@ STATES: dict[tuple[bool, bool], State] = {
 URGENCY: tuple[State, ...] = ("ACTIVE_UNACK", "ACTIVE_ACK", "CLEARED_UNACK", "CLEARED_ACK")
 QUIET = 1.5  # active ones that call nobody stand behind those that do, before what is over
 Acknowledgements = Mapping[tuple[str, str], tuple[str, int]]
-What = Literal["raise", "clear", "acknowledge", "silence", "unsilence", "notify", "notify_failed"]
+What = Literal["raise", "clear", "acknowledge", "silence", "unsilence", "notify", "notify_failed", "label"]
 WORDS: dict[AlarmState, What] = {"raised": "raise", "cleared": "clear"}
 FOREVER_NS = 2**63 - 1
 

@@ -11,6 +11,7 @@ from hub import silence as silences
 from hub.actions import Actions
 from hub.alarms import Acknowledgements, Action, Event
 from hub.inhibition import Floor
+from hub.labels import Labels, Said, Word
 from hub.store import Store
 from hub.tables import ALARMS
 from lineside import wire
@@ -37,7 +38,7 @@ class Desk:
     """Every action is a row with who, when and why. Reading is for one thread at a time, acting for any."""
 
     def __init__(self, store: Store, rules: AlarmRules, clock: Clock) -> None:
-        self.actions = Actions(store.engine)
+        self.actions, self.labels = Actions(store.engine), Labels(store.engine)
         self._store, self._clock = store, clock
         self._hysteresis_ns = round(rules.hysteresis_s * NS)
         self._read = _Read()
@@ -71,6 +72,29 @@ class Desk:
     def unsilence(self, device: str, subject: str, who: str, why: str) -> None:
         """End a silence before its time."""
         self.actions.add([Action(self._clock.now_ns(), who, "unsilence", device, subject, why)])
+
+    def label(self, device: str, key: str, word: Word, kind: str, who: str, why: str) -> list[Alarm]:
+        """Somebody said what an alarm was: of all raises of its event. Gives the alarms that were raised.
+
+        Raises LinesideError for an unknown alarm, or what is no label.
+        """
+        now_ns = self._clock.now_ns()
+        keys, messages = self._event_of(device, key)
+        self.labels.add([Said(now_ns, who, device, each, word, kind, why) for each in keys])
+        told = ": ".join(part for part in (f"{word} ({kind})" if kind else word, why) if part)
+        self.actions.add([Action(now_ns, who, "label", device, each, told) for each in keys])
+        return [message for message in messages if message.state == "raised"]
+
+    def event(self, device: str, key: str) -> Event:
+        """The event that a key belongs to, however old, without what silences or inhibits it now.
+
+        Raises LinesideError for an unknown one.
+        """
+        _, messages = self._event_of(device, key)
+        joined = flapping.join(
+            alarms.book(messages, self._store.acknowledgements()), self._hysteresis_ns, self._clock.now_ns()
+        )
+        return next(event for event in joined if key in event.keys)
 
     def history(self, device: str, key: str) -> list[Action]:
         """Every change of the event that a key belongs to, oldest first."""

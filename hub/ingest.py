@@ -90,6 +90,7 @@ class Ingest:
         shared: bool = False,
     ) -> None:
         self.counts = Counts()
+        self.failing = ""  # why the last commit failed (hub.trouble), "" after one that did not
         self.turned_away: Counter[str] = Counter()
         self.presence: dict[str, Presence] = {}
         self._site, self._keeper, self._clock = site, keeper, clock
@@ -212,8 +213,10 @@ class Ingest:
             self.counts.database_locked += len(batch) * (why == "locked")
             self.counts.database_full += len(batch) * (why == "full")
             LOG.error("%d messages not committed (%s), devices will send them again: %s", len(batch), why, error)
+            self.failing = why
             self._stopping.wait(RETRY_S)
             return
+        self.failing = ""
         self.counts.stored += new
         self.counts.duplicates += len(batch) - new
         self._acknowledge(batch)

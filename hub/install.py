@@ -21,7 +21,7 @@ def wanted(plant: PlantConfig, folder: str, executable: str, systemd: int) -> tu
     if folder != PLANT:
         mend = f"move the folder of the plant file: mv {folder} {PLANT}"
         raise ConfigError(folder, f"is not where the services look for a plant ({PLANT})", mend)
-    for name in (plant.keys, plant.secrets, plant.repository, plant.state):
+    for name in (plant.keys, plant.secrets, plant.repository, plant.state, plant.hub.labelled):
         if name.startswith("/") or ".." in Path(name).parts:
             raise ConfigError(name, "lies outside the plant file's folder", "keep what belongs to a plant together")
     links = [started("lineside-hub.service"), started("lineside-refresh.timer", "timers")]

@@ -48,13 +48,14 @@ NOTICES = {
 
 
 class TimedKeeper:
-    """Hands rows on to the store, and remembers how long each commit took."""
+    """Hands rows on to the store, and remembers how long each commit took; `alarms` grows with words of alarms."""
 
     def __init__(self, keeper: Keeper, clock: Clock) -> None:
         self._keeper, self._clock = keeper, clock
         told = "How long a commit of a batch of messages takes, failed ones too."
         name = "lineside_hub_commit_duration_seconds"
         self.took = Histogram(name, told, registry=None, buckets=COMMIT_BUCKETS_S)
+        self.alarms = 0
 
     def add(self, rows: Sequence[tables.Row]) -> int:
         """As Keeper.add."""
@@ -63,6 +64,7 @@ class TimedKeeper:
             return self._keeper.add(rows)
         finally:
             self.took.observe((self._clock.now_ns() - began_ns) / NS)
+            self.alarms += sum(row.kind == "alarm" for row in rows)
 
 
 class HubCollector(Collector):

@@ -1,4 +1,4 @@
-"""A minute of scores in one row: what stays when the scores themselves are kept no longer. Pure."""
+"""A minute of scores in one row: what stays when scores are kept no longer, what long spans are drawn from. Pure."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ Place = tuple[str, str, int]
 
 
 class Share(msgspec.Struct, frozen=True, array_like=True):
-    """A sensor's mean contribution (nats) over the moments in which it was part of the fusion."""
+    """A mean over the moments in which a sensor was part of the fusion: its contribution (nats), or a pair's cosine."""
 
     moments: int
     mean: float
 
 
 class Minute(msgspec.Struct, frozen=True):
-    """Scores of one station in one minute: how many, the least p-value, mean evidence (nats), shares by sensor."""
+    """Scores of one station in one minute: how many, the least p-value, mean evidence (nats), shares by sensor.
+
+    `limit` is the largest p-value that was anomalous (0: not known, an older hub kept none), `agreements` are mean
+    cosines by pair.
+    """
 
     device: str
     station: str
@@ -31,6 +35,8 @@ class Minute(msgspec.Struct, frozen=True):
     p_value: float
     evidence: float
     contributions: dict[str, Share]
+    limit: float = 0.0
+    agreements: dict[str, Share] = {}
 
     @property
     def place(self) -> Place:
@@ -41,8 +47,11 @@ class Minute(msgspec.Struct, frozen=True):
 def minute(score: Score) -> Minute:
     """One score as a minute of its own."""
     shares = {sensor: Share(1, value) for sensor, value in score.contributions.items()}
+    agreements = {pair: Share(1, value) for pair, value in score.agreements.items()}
     start_ns = score.start_ns - score.start_ns % MINUTE_NS
-    return Minute(score.device, score.station, start_ns, 1, score.p_value, score.evidence, shares)
+    return Minute(
+        score.device, score.station, start_ns, 1, score.p_value, score.evidence, shares, score.limit, agreements
+    )
 
 
 def together(parts: Iterable[Minute]) -> dict[Place, Minute]:
@@ -60,20 +69,25 @@ def together(parts: Iterable[Minute]) -> dict[Place, Minute]:
 
 
 def _one(parts: list[Minute]) -> Minute:
+    if len(parts) == 1:
+        return parts[0]
     scores = sum(part.scores for part in parts)
-    shares = {
-        sensor: _share([part.contributions[sensor] for part in parts if sensor in part.contributions])
-        for sensor in sorted({sensor for part in parts for sensor in part.contributions})
-    }
     return msgspec.structs.replace(
         parts[0],
         scores=scores,
         p_value=min(part.p_value for part in parts),
         evidence=sum(part.evidence * part.scores for part in parts) / scores,
-        contributions=shares,
+        contributions=_shares([part.contributions for part in parts]),
+        limit=max(part.limit for part in parts),
+        agreements=_shares([part.agreements for part in parts]),
     )
 
 
-def _share(shares: list[Share]) -> Share:
-    moments = sum(share.moments for share in shares)
-    return Share(moments, sum(share.mean * share.moments for share in shares) / moments)
+def _shares(parts: list[dict[str, Share]]) -> dict[str, Share]:
+    """The same means over all parts, by name."""
+    sums: dict[str, tuple[int, float]] = defaultdict(lambda: (0, 0.0))
+    for part in parts:
+        for name, share in part.items():
+            moments, total = sums[name]
+            sums[name] = (moments + share.moments, total + share.mean * share.moments)
+    return {name: Share(moments, sums[name][1] / moments) for name, (moments, _) in sorted(sums.items())}

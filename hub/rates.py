@@ -50,21 +50,20 @@ class Rates:
         return any(not end for _, end in self.floods)
 
     @property
-    def text(self) -> str:
-        """For the page."""
-        norm, word = _judged(self.per_operator)
-        return f"{self.per_operator:.3g} per hour and operator: {word} (norm ≤ {norm:g}), {self.mean:.2g} over the day"
+    def norm(self) -> float:
+        """Alarms per operator and hour that the last hour is held against."""
+        return _judged(self.per_operator)[0]
 
     @property
-    def warnings(self) -> tuple[str, ...]:
-        """What is wrong, in words."""
+    def warnings(self) -> tuple[tuple[str, int], ...]:
+        """What is wrong with the day's alarms: a phrase, and the number for its {n}."""
         told = {
             "a flood of alarms: look for one cause first": int(self.flooded),
-            f"floods in a day: {len(self.floods)}": 0 if self.flooded else len(self.floods),
-            f"{len(self.chattering)} chattering": len(self.chattering),
-            f"{len(self.standing)} standing for more than a day": len(self.standing),
+            "{n} floods in a day": 0 if self.flooded else len(self.floods),
+            "{n} chattering": len(self.chattering),
+            "{n} standing for more than a day": len(self.standing),
         }
-        return tuple(text for text, number in told.items() if number)
+        return tuple((phrase, number) for phrase, number in told.items() if number)
 
 
 def rates(events: Iterable[Event], now_ns: int, operators: int = 1) -> Rates:

@@ -10,6 +10,7 @@ from typing import Protocol
 import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
+from hub.tables import KEPT
 from hub.trouble import trouble
 from lineside.clock import NS, Clock
 from lineside.plant import KeepDays
@@ -34,8 +35,9 @@ def sweep(store: Rows, keep: KeepDays, now_ns: int, rest: Callable[[], bool]) ->
 
     `rest` is called after every batch and ends the sweep when it gives True.
     """
-    gone = dict.fromkeys(msgspec.structs.asdict(keep), 0)
-    for kind, days in msgspec.structs.asdict(keep).items():
+    rows = {kind: days for kind, days in msgspec.structs.asdict(keep).items() if kind in KEPT}
+    gone = dict.fromkeys(rows, 0)
+    for kind, days in rows.items():
         before_ns = now_ns - round(days * DAY_NS)
         for device, epoch in store.numberings(kind):
             while went := store.retire(kind, device, epoch, before_ns, BATCH_ROWS):

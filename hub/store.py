@@ -20,6 +20,7 @@ from hub.tables import (
     KEPT,
     MANIFESTS,
     OPEN_ALARMS,
+    SCORE_MINUTES,
     SCORES,
     TOTALS,
     Row,
@@ -31,6 +32,16 @@ from lineside.messages import Alarm, Health, Manifest, Score
 INSERTS: dict[str, Callable[[sa.Table], Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 COUNTED = (*(kept.table for kept in KEPT.values()), ACKNOWLEDGEMENTS)
 DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
+_OF: sa.BindParameter[str] = sa.bindparam("of")
+NEWEST_SCORE = (
+    sa.select(SCORES.c.received_ns, SCORES.c.body)
+    .where(SCORES.c.device == _OF)
+    .order_by(SCORES.c.received_ns.desc())
+    .limit(1)
+)
+NEWEST_HEALTH = (
+    sa.select(HEALTH.c.body).where(HEALTH.c.device == _OF).order_by(HEALTH.c.epoch.desc(), HEALTH.c.seq.desc()).limit(1)
+)
 # WAL lets the dashboard read while ingest writes; FULL makes a commit survive a power cut, for an acknowledged
 # message is forgotten by its device.
 PRAGMAS = ("PRAGMA journal_mode=WAL", "PRAGMA synchronous=FULL", "PRAGMA busy_timeout=10000")
@@ -85,6 +96,11 @@ class Store:
     def engine(self) -> sa.Engine:
         """For the rooms of the hub that have tables of their own in this database."""
         return self._engine
+
+    @property
+    def insert(self) -> Callable[[sa.Table], Any]:
+        """The database's own insert, which knows what to do on a conflict."""
+        return self._insert
 
     @property
     def shared(self) -> bool:
@@ -147,10 +163,12 @@ class Store:
             self._count(connection, table, removed=len(old))
         return len(old)
 
-    def score_minutes(self, device: str, since_ns: int, until_ns: int) -> list[Minute]:
-        """What is left of scores that are kept no longer, of minutes that begin in since_ns <= t < until_ns."""
-        with self._engine.connect() as connection:
-            return minute_rows.read(connection, device, since_ns, until_ns)
+    def score_minutes(self, device: str, since_ns: int, until_ns: int, step_ns: int = 0) -> list[Minute]:
+        """What is left of scores that are kept no longer, of minutes that begin in since_ns <= t < until_ns.
+
+        With `step_ns` put together by steps (hub.minute_rows.coarse).
+        """
+        return minute_rows.span(self._engine, SCORE_MINUTES, device, since_ns, until_ns, step_ns)
 
     @property
     def alarm_version(self) -> int:
@@ -191,13 +209,12 @@ class Store:
 
     def latest_health(self, devices: Iterable[str]) -> dict[str, Health]:
         """Each device's newest word about itself; devices that never spoke are left out."""
-        found = {}
-        for device in devices:
-            c = HEALTH.c
-            query = sa.select(c.body).where(c.device == device).order_by(c.epoch.desc(), c.seq.desc()).limit(1)
-            if rows := self._all(query):
-                found[device] = wire.decode("health", rows[0].body)
-        return found
+        return {device: wire.decode("health", row.body) for device, row in self._newest(NEWEST_HEALTH, devices).items()}
+
+    def newest_scores(self, devices: Iterable[str]) -> dict[str, tuple[int, Score]]:
+        """(received_ns, score) of what came last from each device; devices that sent none are left out."""
+        found = self._newest(NEWEST_SCORE, devices)
+        return {device: (row.received_ns, wire.decode("score", row.body)) for device, row in found.items()}
 
     def manifests(self, device: str, at_ns: int) -> list[Manifest]:
         """A device's last word on its encoders at or before `at_ns`, and its first one after; either may be missing."""
@@ -262,6 +279,12 @@ class Store:
         made = self._insert(TOTALS).values(name=table.name, added=added, removed=removed)
         sums = {name: TOTALS.c[name] + made.excluded[name] for name in ("added", "removed")}
         connection.execute(made.on_conflict_do_update(index_elements=["name"], set_=sums))
+
+    def _newest(self, query: sa.Executable, devices: Iterable[str]) -> dict[str, sa.Row[Any]]:
+        """The row that a query finds for each device; asked at every look, so the query is made only once."""
+        with self._engine.connect() as connection:
+            found = {device: connection.execute(query, {"of": device}).first() for device in devices}
+        return {device: row for device, row in found.items() if row is not None}
 
     def _all(self, query: sa.Executable) -> Sequence[sa.Row[Any]]:
         with self._engine.connect() as connection:

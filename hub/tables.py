@@ -83,17 +83,27 @@ MISSING = Table(
     Column("first", BigInteger, primary_key=True, autoincrement=False),
     Column("last", BigInteger, nullable=False),
 )
-SCORE_MINUTES = Table(
-    "score_minutes",  # what is left of scores that are kept no longer (hub.minutes)
-    METADATA,
-    Column("device", String, primary_key=True),
-    Column("start_ns", BigInteger, primary_key=True, autoincrement=False),
-    Column("station", String, primary_key=True),
-    Column("scores", BigInteger, nullable=False),
-    Column("p_value", Float, nullable=False),
-    Column("evidence", Float, nullable=False),
-    Column("contributions", LargeBinary, nullable=False),
-)
+
+
+def _minutes(name: str) -> Table:
+    """A table of hub.minutes.Minute."""
+    return Table(
+        name,
+        METADATA,
+        Column("device", String, primary_key=True),
+        Column("start_ns", BigInteger, primary_key=True, autoincrement=False),
+        Column("station", String, primary_key=True),
+        Column("scores", BigInteger, nullable=False),
+        Column("p_value", Float, nullable=False),
+        Column("evidence", Float, nullable=False),
+        Column("contributions", LargeBinary, nullable=False),
+        Column("p_limit", Float),
+        Column("agreements", LargeBinary),
+    )
+
+
+SCORE_MINUTES = _minutes("score_minutes")  # what is left of scores that are kept no longer
+SCORE_OVERVIEW = _minutes("score_overview")  # the same of scores that are kept, so that a month is drawn from minutes
 Index("embeddings_by_time", EMBEDDINGS.c.device, EMBEDDINGS.c.start_ns)
 Index("scores_by_time", SCORES.c.device, SCORES.c.start_ns)
 Index("scores_by_arrival", SCORES.c.device, SCORES.c.received_ns)

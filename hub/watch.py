@@ -74,7 +74,7 @@ class Line:
     """The whole page at one moment, worst station first; `ingest` are the hub's own numbers.
 
     `groups` hold the same events by what they tell of, `rates` say how many alarms there are,
-    `notices` how many messages were sent (hub.messenger.Counts).
+    `notices` how many messages were sent (hub.messenger.Counts), `store` why nothing can be stored now (hub.trouble).
     """
 
     now_ns: int
@@ -85,6 +85,7 @@ class Line:
     groups: tuple[Group, ...] = ()
     rates: Rates | None = None
     notices: dict[str, int] = field(default_factory=dict)
+    store: str = ""
 
     def station(self, device: str) -> Station | None:
         """The tile of a device."""

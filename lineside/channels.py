@@ -179,6 +179,13 @@ def decoded(sensor: str, message: Any) -> Samples:
     return Samples(sensor, "microphone", start, float(message.sample_rate), heard, None, flags)
 
 
+def ends_ns(sensor: str, message: Any) -> int:
+    """Just after the last sample in a decoded message; a picture itself is not looked at. Raises as `decoded`."""
+    if isinstance(message, CompressedImage):
+        return message.timestamp.sec * NS + message.timestamp.nsec + round(NS / message.rate_hz)
+    return decoded(sensor, message).end_ns
+
+
 def _sound(samples: Samples, flags: list[str], sound: SoundFormat) -> RawAudio | FlacAudio:
     time, rate = _time(samples.start_ns), round(samples.rate_hz)
     if sound == "flac":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
@@ -56,7 +56,7 @@ def _explain(message: str, text: str, kind: Any, name: str) -> ConfigError:
     table = _type_at(kind, path)
     if unknown := re.fullmatch(r"Object contains unknown field `(.+)`", what):
         key = unknown[1]
-        names = [field.encode_name for field in msgspec.structs.fields(table)] if table else []
+        names = [field.encode_name for field in msgspec.structs.fields(table)] if _is_struct(table) else []
         near = difflib.get_close_matches(key, names, n=1)
         mend = f"did you mean {near[0]!r}?" if near else f"valid keys are {', '.join(sorted(names))}"
         return ConfigError(f"{name}:{_line_of(text, key, path)}", f"unknown key {_join(path, key)!r}", mend)
@@ -64,7 +64,9 @@ def _explain(message: str, text: str, kind: Any, name: str) -> ConfigError:
         return ConfigError(name, f"missing key {_join(path, missing[1])!r}", "add it")
     key = path.rpartition(".")[2]
     place = f"{name}:{_line_of(text, key, path.rpartition('.')[0])}" if key else name
-    return ConfigError(place, f"{path or 'file'}: {what[0].lower()}{what[1:]}", "change the value")
+    words = _words(_type_at(kind, path)) if "enum value" in what else ()
+    mend = f"valid are {', '.join(map(str, words))}" if words else "change the value"
+    return ConfigError(place, f"{path or 'file'}: {what[0].lower()}{what[1:]}", mend)
 
 
 def _join(path: str, key: str) -> str:
@@ -88,13 +90,24 @@ def _line_of(text: str, key: str, path: str) -> int:
 
 
 def _type_at(kind: Any, path: str) -> Any:
-    """The Struct type found under a msgspec path such as `sensors[0].source`."""
+    """The type found under a msgspec path such as `sensors[0].source`; of a list or an optional Struct the Struct."""
     for step in re.findall(r"[^.\[\]]+", re.sub(r"\[[^\]]*\]", "", path)):
         fields = {f.encode_name: f.type for f in msgspec.structs.fields(kind)} if _is_struct(kind) else {}
         kind = fields.get(step)
         if not _is_struct(kind):  # a list, a table by name or an optional one: what stands inside it
             kind = next((arg for arg in get_args(kind) if _is_struct(arg)), kind)
-    return kind if _is_struct(kind) else None
+    return kind
+
+
+def _words(kind: Any) -> tuple[Any, ...]:
+    """The words that a Literal allows, also inside of a list or where it is optional.
+
+    >>> from typing import Literal
+    >>> _words(list[Literal["fp32", "int8"]])
+    ('fp32', 'int8')
+    """
+    args = get_args(kind)
+    return args if get_origin(kind) is Literal else tuple(word for arg in args for word in _words(arg))
 
 
 def _is_struct(kind: Any) -> bool:

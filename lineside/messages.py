@@ -187,6 +187,20 @@ class Health(Message, frozen=True, kw_only=True):
     problems: list[str]
 
 
+class Piece(msgspec.Struct, frozen=True, kw_only=True):
+    """Some bytes of a recording that the hub asked a device for: `data` lies at `offset`.
+
+    `size` (bytes) and `sha256` are of the whole file, the same in every piece of it.
+    """
+
+    device: str
+    recording: str
+    size: int
+    sha256: str
+    offset: int
+    data: bytes
+
+
 Phase = Literal["steady", "waiting", "fetching", "building", "proving", "shadow", "probation", "failed"]
 
 

@@ -57,6 +57,7 @@ class KeepDays(Config, frozen=True):
     """For how many days the hub keeps each kind of message after it came.
 
     Of scores a row a minute stays for good. Tombstones stay, which say what numbers were lost, and so do open alarms.
+    `evidence` are recordings of alarms that devices sent; those with a label stay as long as the label says so.
     """
 
     embedding: float = 14.0
@@ -64,6 +65,7 @@ class KeepDays(Config, frozen=True):
     alarm: float = 3650.0
     health: float = 30.0
     manifest: float = 3650.0
+    evidence: float = 30.0
 
     def __post_init__(self) -> None:
         if any(days <= 0 for days in msgspec.structs.astuple(self)):
@@ -77,6 +79,10 @@ class HubSettings(Config, frozen=True):
     `session_hours` ends; beyond loopback it must be so, and over HTTPS. `names` are further names that the hub answers
     to, as those of a proxy before it. With `home_assistant` the hub announces devices and their state over MQTT
     discovery, to a broker user of its own that reads nothing else.
+
+    With `evidence` people may have a device send the recording of an alarm, where its device file allows that too: one
+    of `evidence_file_mb` at most, all together `evidence_mb`, the oldest go first. Recordings of alarms with a label
+    are kept besides in the folder `labelled`, where training finds them.
     """
 
     host: str = "127.0.0.1"
@@ -90,10 +96,16 @@ class HubSettings(Config, frozen=True):
     names: tuple[str, ...] = ()
     keep_days: KeepDays = KeepDays()
     home_assistant: bool = False
+    evidence: bool = False
+    evidence_mb: float = 4096.0
+    evidence_file_mb: float = 256.0
+    labelled: str = "labelled"
 
     def __post_init__(self) -> None:
         if bool(self.cert_file) != bool(self.key_file):
             raise ValueError("cert_file and key_file belong together")
+        if not 0 < self.evidence_file_mb <= self.evidence_mb <= 10_000_000:
+            raise ValueError("evidence_file_mb is above 0 and at most evidence_mb, that at most 10000000")
         if not self.session_hours > 0:
             raise ValueError("session_hours must be above 0")
         if (not is_loopback(self.host) or self.names) and not self.login:

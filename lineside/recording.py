@@ -23,7 +23,7 @@ from mcap.stream_reader import StreamReader
 from mcap.writer import CompressionType, IndexType, Writer
 from zstandard import ZstdError
 
-from lineside.channels import KINDS, Block, ImageFormat, Label, SoundFormat, block, blocks, decoded
+from lineside.channels import KINDS, Block, ImageFormat, Label, SoundFormat, block, blocks, decoded, ends_ns
 from lineside.clock import NS
 from lineside.errors import RecordingError
 from lineside.files import make_folder
@@ -171,7 +171,7 @@ class Recording:
     def span_ns(self) -> tuple[int, int]:
         """Capture time of the first sample and just after the last one. Raises RecordingError when there is none.
 
-        Only the last message of each sensor is decoded, so that this is quick.
+        Only the last message of each sensor is decoded, and no picture, so that this is quick.
         """
         first_ns = 0
         last: dict[str, Block] = {}
@@ -181,7 +181,7 @@ class Recording:
                 last[made.topic] = made
         if not last:
             raise RecordingError(str(self.path), "holds no samples", "record it again")
-        return first_ns, max(self._samples(made).end_ns for made in last.values())
+        return first_ns, max(ends_ns(made.topic.lstrip("/"), self._decode(made)) for made in last.values())
 
     def blocks(self) -> Iterator[Block]:
         """All messages of ours, undecoded, so that their `end_ns` is not known and told as their start."""

@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 
 from lineside.errors import WireError
-from lineside.messages import Ack, Alarm, Command, Embeddings, Health, Manifest, Score, StationState, Tombstone
+from lineside.messages import Ack, Alarm, Command, Embeddings, Health, Manifest, Piece, Score, StationState, Tombstone
 
 VERSION = "v1"
 ROOT = f"lineside/{VERSION}"
@@ -45,6 +45,7 @@ TOPICS: dict[str, Topic] = {
         Topic("manifest", Manifest, "json", 1, True, ("device",), ("hub", "operator"), stored=True),
         Topic("tombstone", Tombstone, "json", 1, False, ("device",), ("hub",), stored=True),
         Topic("status", None, "text", 1, True, ("device",), ("hub", "operator"), stored=False),
+        Topic("evidence", Piece, "msgpack", 1, False, ("device",), ("hub",), stored=False),
         Topic("ack", Ack, "json", 1, False, ("hub",), ("device",), stored=False),
         Topic("state", StationState, "json", 1, True, ("operator",), ("device", "operator"), stored=False),
         Topic("cmd", Command, "json", 1, True, ("operator", "device"), ("device", "operator"), stored=False, depth=2),

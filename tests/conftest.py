@@ -14,5 +14,5 @@ def pytest_addoption(parser):
     parser.addoption(
         "--accept",
         action="store_true",
-        help="write anew what is kept: the recorded shift's reference, the dashboard's screenshot",
+        help="write anew what is kept: the recorded shift's reference, the pages' screenshots",
     )

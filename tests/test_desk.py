@@ -13,6 +13,8 @@ from hub.actions import Actions
 from hub.alarms import Action, Event
 from hub.dashboard import controls
 from hub.dashboard.gate import Visitor
+from hub.dashboard.language import Language
+from hub.dashboard.visit import Visit
 from hub.desk import Desk
 from hub.ingest import Presence
 from hub.inhibition import Floor
@@ -174,16 +176,16 @@ def test_a_look_inhibits_and_groups_by_what_the_hub_knows(hub: Hub, clock: Simul
 
 def test_the_buttons_silence_what_an_alarm_is_about_and_note_who(hub: Hub, clock: SimulatedClock) -> None:
     keep(hub.store, alarm(START_S - 5, kind="drift", subject="cam0"))
-    visitor = Visitor(Who("Sato", "operator"), None, "")
-    controls.silence(hub, visitor, hub.look().events[0], minutes=10)
+    visit = Visit(hub, Visitor(Who("Sato", "operator"), None, ""), Language("en"))
+    controls.silence(visit, hub.look().events[0], minutes=10)
     later = alarm(START_S + 300, kind="drift", subject="cam0", key="another")
     keep(hub.store, later)
     clock.sleep(599)
     assert [event.calls for event in hub.look().events] == [False, False]
     clock.sleep(1)
     assert [event.calls for event in hub.look().events] == [True, True]
-    controls.silence(hub, visitor, hub.look().events[0], minutes=60)
-    controls.silence(hub, visitor, hub.look().events[0], minutes=0)
+    controls.silence(visit, hub.look().events[0], minutes=60)
+    controls.silence(visit, hub.look().events[0], minutes=0)
     assert [event.calls for event in hub.look().events] == [True, True]
     told = [(each.who, each.action, each.subject, each.outcome) for each in hub.accounts.audit()]
     assert told == [("Sato", "silence", "press-3 cam0", f"{minutes} min") for minutes in (0, 60, 10)]

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from edge.agent import Agent
 from edge.archive import Archive
-from edge.case import LONGEST, Case, labels
+from edge.case import LONGEST, Case
 from edge.config import DeviceConfig, DeviceSettings, EvidenceSettings, SensorSettings
 from edge.evidence import BACKLOG_BYTES, Evidence
 from edge.inventory import inventory
@@ -31,6 +31,7 @@ from edge.ring import Ring
 from lineside.channels import Block
 from lineside.clock import NS, SimulatedClock, SystemClock
 from lineside.errors import LinesideError
+from lineside.evidence import labels
 from lineside.messages import Alarm, Message
 from lineside.mqtt import BrokerConfig
 from lineside.recording import Recording, within_faults, without_faults
@@ -499,7 +500,7 @@ def test_a_case_grows_with_alarms_that_follow_until_it_is_long() -> None:
 
 def test_a_label_of_an_alarm_that_was_raised_and_cleared_before_is_none_of_normal() -> None:
     told = [alarm(1.0, onset_ns=0), alarm(3.0, state="cleared", onset_ns=0), alarm(2.0, "k2")]
-    one, two = labels(told, ["mic0"], START_NS, START_NS + 9 * NS)
+    one, two = labels(told, ["mic0"], START_NS, START_NS + 9 * NS).values()
     assert (one.start_ns, one.end_ns) == (START_NS, START_NS + 3 * NS)
     assert (two.start_ns, two.end_ns) == (START_NS + 3 * NS // 2, START_NS + 9 * NS)
     assert msgspec.json.decode(msgspec.json.encode(one), type=type(one)) == one

@@ -173,9 +173,11 @@ def test_no_commit_no_acknowledgement(line: Line, device: Device) -> None:
     assert wait(lambda: ingest.counts.commit_failed == 1)
     time.sleep(0.5)
     assert device.acks == []
+    assert ingest.failing == "failed"
     keeper.mended = True
     device.send(SCORE, 1)  # what a device does with an unacknowledged message
     assert wait(lambda: device.acknowledged() == {1})
+    assert ingest.failing == ""
     ingest.stop()
     assert line.store.counts()["scores"] == 1
 

@@ -196,6 +196,8 @@ def test_an_offer_is_measured_beside_all_that_the_others_may_run(repo: Repositor
     with pytest.raises(ReleaseError) as error:
         repo.offer({"camera": 2}, candidate())
     assert (error.value.check, state(repo) == before) == ("space", True)
+    assert "space failed" in repo.refusal({"camera": 2})  # told before anybody tries
+    assert not repo.refusal({"camera": 2, "microphone": 2})
     repo.offer({"camera": 2, "microphone": 2}, candidate(percent=10.0))
     with pytest.raises(ReleaseError) as error:  # beside microphone-1 it may run, beside the candidate not
         repo.point("camera", 3)

@@ -6,13 +6,13 @@ import msgspec
 import pytest
 
 from deploy import rollout
-from deploy.progress import Seen, progress
-from deploy.record import Policy, Record, Ring, rings
 from lineside.clock import NS
 from lineside.config import loads
 from lineside.errors import ConfigError, ReleaseError
 from lineside.messages import Installed
 from lineside.plant import PlantConfig
+from lineside.rollout_progress import Seen, progress
+from lineside.rollout_record import Policy, Record, Ring, rings
 from lineside.targets import Terms
 
 DEVICES = [f"edge-{number}" for number in range(20)]

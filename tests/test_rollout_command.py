@@ -10,13 +10,13 @@ import pytest
 
 from deploy import repository, rollout
 from deploy.conductor import Conductor
-from deploy.record import Record, policy, rings
-from deploy.records import Records
 from lineside.clock import NS, SimulatedClock, SystemClock
 from lineside.errors import ConfigError, GateError, ReleaseError
 from lineside.operator import Report
 from lineside.pins import Pins
 from lineside.plant import PlantConfig
+from lineside.rollout_record import Record, policy, rings
+from lineside.rollout_records import Records
 from lineside.targets import Terms
 from tests import tiny_encoder
 from tests.killed import before_step

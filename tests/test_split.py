@@ -36,7 +36,7 @@ from lineside import wire
 from lineside.clock import SimulatedClock, SystemClock
 from lineside.config import load
 from lineside.errors import ConfigError, LinesideError, PortInUseError, WireError
-from lineside.messages import Command, StationState
+from lineside.messages import Command, Piece, StationState
 from tests.line_broker import LineBroker, wait
 from tests.line_device import SITE, install
 from tests.range_server import RangeServer
@@ -57,6 +57,9 @@ EXAMPLES: list[tuple[frames.Side, frames.Frame]] = [
     ("uplink", frames.Part(b"\0\xff", 7)),
     ("agent", frames.Numbers([-3, 1 << 60])),
     ("agent", frames.Rows([Waiting(3, "score", b"{}")])),
+    ("uplink", frames.Next()),
+    ("agent", frames.Carried(None)),
+    ("agent", frames.Carried(Piece(device=NAME, recording="a", size=9, sha256="", offset=0, data=b"\0"))),
     ("agent", frames.Wake()),
     ("agent", frames.Report(COMMAND)),
     ("agent", frames.Farewell()),

@@ -1,6 +1,7 @@
 """Messages and topics: what two parts must agree on."""
 
 import contextlib
+import re
 
 import msgspec
 import numpy as np
@@ -21,6 +22,7 @@ from lineside.messages import (
     Installed,
     Manifest,
     Message,
+    Piece,
     Score,
     StationState,
     Tombstone,
@@ -93,6 +95,7 @@ EXAMPLES = {
         signature="c" * 128,
     ),
     "tombstone": Tombstone(**HEAD, ranges=[(1, 4)], reason="outbox full", time_ns=5),
+    "evidence": Piece(device="edge-1", recording="a.mcap", size=9, sha256="a" * 64, offset=4, data=b"\0\xff"),
     "ack": Ack(device="edge-1", epoch=3, ranges=[(1, 4), (6, 6)]),
     "state": StationState("product b", 7),
     "cmd": Command(id="1", op="rollback", args={"modality": "camera"}),
@@ -162,7 +165,7 @@ def test_names_and_filters_fit_the_table():
 
 def test_a_device_may_touch_only_its_own_subtree():
     for access, pattern in topics.rules("device", "l", "d"):
-        assert pattern.startswith("lineside/v1/l/d/")
+        assert re.match(r"lineside/(v1|\+)/l/d/", pattern)
         assert access in {"read", "write", "readwrite"}
     assert ("write", "lineside/v1/l/d/score") in topics.rules("device", "l", "d")
     assert ("read", "lineside/v1/l/d/ack") in topics.rules("device", "l", "d")

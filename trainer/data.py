@@ -173,8 +173,10 @@ def read(
     The rest follow from the first window, or from the first feature file. `only` leaves out sensors of other
     modalities. A damaged recording gives its readable part and a warning; what is labelled as a fault is not
     learned from, unless `faults` are to be told apart too: then their labels name moments. Raises RecordingError when
-    nothing is usable, ConfigError when two files cannot be learned from together.
+    nothing is usable, ConfigError when two files cannot be learned from together. A folder stands for all recordings in
+    it, by name (as the hub's labelled set).
     """
+    parts = [each for part in parts for each in _each(part, base)]
     paths = [place(part.path, base) for part in parts]
     sources = [_open(path, only) for path in paths]
     known = _known(paths, sources, specs or {}, only)  # what cannot go together is refused before hours are read
@@ -191,6 +193,17 @@ def read(
     dataset = _dataset(reading)
     dataset.check_finite()
     return dataset
+
+
+def _each(part: RecordingPart, base: Path) -> list[RecordingPart]:
+    """The recordings that a part of a plan stands for: those in it, where it is a folder."""
+    folder = place(part.path, base)
+    if not folder.is_dir():
+        return [part]
+    found = [RecordingPart(str(path), part.from_s, part.to_s) for path in sorted(folder.glob("[!.]*.mcap"))]
+    if not found:
+        raise RecordingError(str(folder), "holds no recording (*.mcap)", "give a file, or a folder of recordings")
+    return found
 
 
 def _open(path: Path, only: set[str] | None) -> Recording | FeatureFile:

@@ -8,11 +8,12 @@ from typing import Literal
 import msgspec
 
 from lineside.errors import ConfigError
+from lineside.evidence import Again
 from lineside.files import write_atomic
 from lineside.release import Gate
 from trainer.new_recordings import Found, Glance
 
-Step = Literal["look", "train", "certify", "export", "publish", "rollout"]
+Step = Literal["look", "train", "certify", "export", "labels", "publish", "rollout"]
 Outcome = Literal["", "nothing new", "too little", "waits", "kept", "published", "canary", "refused", "stopped"]
 
 
@@ -30,7 +31,8 @@ class Night(msgspec.Struct, frozen=True, kw_only=True):
     """One night from its first look to its report; `step` is what comes next, `version` that of the new stage.
 
     `learn` is what the stage learns from, `key` stands for all that decides what comes out of it. `code` is the exit
-    code (lineside.errors) of the command that ended it, 0 when it came through.
+    code (lineside.errors) of the command that ended it, 0 when it came through. `again` is what the stage makes of
+    labelled alarms.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Night(msgspec.Struct, frozen=True, kw_only=True):
     gates: list[Gate] = []
     drift: dict[str, float] = {}
     beside: list[Beside] = []
+    again: list[Again] = []
     notes: list[str] = []
 
     @property

@@ -62,9 +62,12 @@ def _held_back(new: Sequence[Found]) -> tuple[str, str]:
 
 
 def faulty(labelled: Iterable[Found]) -> str:
-    """The newest recording that shows faults; empty where there is none."""
+    """The newest recording that shows faults, before it any that is long enough to certify on; empty for none.
+
+    Recordings of single alarms show some seconds of a fault each: they are judged one by one (trainer.alarms_again).
+    """
     shown = [found for found in labelled if found.faults]
-    return max(shown, key=lambda found: found.end_ns).path if shown else ""
+    return max(shown, key=lambda found: (found.moments >= FEWEST_TO_CERTIFY, found.end_ns)).path if shown else ""
 
 
 def in_field(pointers: Mapping[str, Pointer], rows: Iterable[Mapping[str, object]]) -> set[int]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from lineside.errors import GateError
+from lineside.evidence import Again
 from lineside.files import write_atomic
 from trainer import course
 from trainer.desk import PROMOTE, Desk
@@ -56,6 +57,7 @@ def text(desk: Desk, night: Night, *, plotted: bool = False) -> str:
     """The report, as Markdown."""
     parts = [f"# Night of {night.name}", headline(night), _next(desk, night), _new(night)]
     parts += [_table(("gate", "value", "limit", "passed"), _gates(night)), _table(BESIDE, map(_beside, night.beside))]
+    parts += [_table(("labelled alarm", "said", "this stage"), map(_again, night.again))]
     parts += [_list("Drift of old embeddings, relative", (f"{name}: {v:.2g}" for name, v in night.drift.items()))]
     parts += [_list("Certified on", [night.certify_on, night.faulty] if night.stage else [])]
     parts += [_list("Encoder files", (f"`{file}`" for file in night.files)), _list("Notes", night.notes)]
@@ -110,6 +112,11 @@ def _gates(night: Night) -> list[Sequence[str]]:
 def _beside(row: Beside) -> Sequence[str]:
     found = (row.retrieval_before, row.retrieval_after, row.auroc_before, row.auroc_after)
     return row.against, *("–" if value is None else f"{value:.3f}" for value in found)
+
+
+def _again(row: Again) -> Sequence[str]:
+    told = {True: "raises it", False: "does not raise it", None: row.why}[row.raised]
+    return f"`{row.key}`", f"real: {row.kind}" if row.real else "not real", told
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

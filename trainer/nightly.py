@@ -14,10 +14,13 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
+from lineside import config
 from lineside.clock import NS, Clock
 from lineside.errors import BrokerError, ConfigError, GateError, LinesideError, RecordingError, ReleaseError
+from lineside.evidence import INDEX, REPLAYED, Replayed
 from lineside.files import write_atomic
 from lineside.lock import only_one
+from lineside.plant import PlantConfig
 from lineside.release import Certificate, Gate
 from lineside.targets import Pointer
 from trainer import diary as diaries
@@ -174,7 +177,31 @@ def export(desk: Desk, diary: Diary, night: Night) -> Stepped:
     words += ["--version", str(night.version), "--precision", desk.plan.precision, "{modalities}"]
     answer = desk.ask(night, words)
     night = replace(night, files=[each["file"] for each in answer.told.get("files", [])])
-    return _unless(diary, night, answer, "publish", "kept" if desk.plan.release == "none" else "")
+    return _unless(diary, night, answer, "labels")
+
+
+def labels(desk: Desk, diary: Diary, night: Night) -> Stepped:
+    """Play the labelled alarms to the stage; what it makes of them is told, and holds nothing up."""
+    outcome: diaries.Outcome = "kept" if desk.plan.release == "none" else ""
+    for folder in filter(lambda each: (each / INDEX).is_file(), map(desk.place, desk.plan.labelled)):
+        words = ["export", "labels", str(desk.stage(night.version)), "--version", str(night.version)]
+        words += ["--normal", night.certify_on, "--labelled", str(folder), "--out", str(_replayed(desk, night))]
+        answer = desk.ask(night, words)
+        if answer.code:
+            told = f"labelled alarms of {folder} were not played to it: {answer.said}"
+            night = replace(night, notes=[*night.notes, told])
+        else:
+            found = msgspec.convert(answer.told, Replayed)
+            night = replace(night, again=[*night.again, *found.alarms], notes=[*night.notes, found.told])
+    return diary, replace(night, step="publish", outcome=outcome)
+
+
+def _replayed(desk: Desk, night: Night) -> Path:
+    """Where the hub looks for it: in the plant's repository; without a plant, with the night."""
+    if not desk.plan.plant:
+        return desk.work(night) / f"{night.version}.json"
+    file = desk.place(desk.plan.plant)
+    return file.parent / config.load(file, PlantConfig).repository / REPLAYED / f"{night.version}.json"
 
 
 def publish(desk: Desk, diary: Diary, night: Night) -> Stepped:
@@ -199,6 +226,7 @@ STEPS: dict[str, Callable[[Desk, Diary, Night], Stepped]] = {
     "train": train,
     "certify": certify,
     "export": export,
+    "labels": labels,
     "publish": publish,
     "rollout": rollout,
 }

@@ -19,7 +19,10 @@ def _refuse_unless(holds: bool, name: str, wanted: str) -> None:
 
 
 class RecordingPart(Config, frozen=True):
-    """A recording, or the part of it between two times from its first sample; `to_s = 0` means to its end."""
+    """A recording, or the part of it between two times from its first sample; `to_s = 0` means to its end.
+
+    A folder stands for every recording in it: `lineside hub labels` names the one of labelled alarms.
+    """
 
     path: str
     from_s: float = 0.0

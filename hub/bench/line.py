@@ -27,27 +27,32 @@ END_S = 30.0
 
 
 class Line:
-    """A plant folder with `devices` devices and a running broker; `stop` ends the broker."""
+    """A plant folder with `devices` devices and a running broker; `stop` ends the broker.
 
-    def __init__(self, folder: Path, devices: int, clock: Clock) -> None:
+    With `dashboard` the broker is the hub's own: `dashboard()` starts both.
+    """
+
+    def __init__(self, folder: Path, devices: int, clock: Clock, *, dashboard: bool = False) -> None:
         self.folder, self.devices = folder, [f"d{number}" for number in range(devices)]
         self.secrets = folder / "secrets"
         self.secrets.mkdir(parents=True)
         for user in ("hub", "operator", *self.devices):
             (self.secrets / f"{user}.password").write_text(secrets.token_hex(8))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port, page = _free_ports()
+        self.url = f"http://127.0.0.1:{page}"
         self.config = folder / "plant.toml"
         names = ", ".join(f'"{device}"' for device in self.devices)
-        self.config.write_text(f'site = "{SITE}"\ndevices = [{names}]\n[broker]\nport = {self.port}\n')
+        ports = f"[broker]\nport = {self.port}\n[hub]\nport = {page}\n"
+        self.config.write_text(f'site = "{SITE}"\ndevices = [{names}]\n{ports}')
         self.database = folder / "hub.db"
-        self._broker = Broker(toml.load(self.config, PlantConfig), folder, clock)
-        self._broker.start()
+        self._broker = None if dashboard else Broker(toml.load(self.config, PlantConfig), folder, clock)
+        if self._broker is not None:
+            self._broker.start()
 
     def stop(self) -> None:
         """End the broker."""
-        self._broker.stop()
+        if self._broker is not None:
+            self._broker.stop()
 
     def spec(self, count: int, devices: list[str] | None = None) -> Spec:
         """What publishers are told, but for their pace."""
@@ -64,10 +69,21 @@ class Line:
         """`lineside hub ingest` on this plant, once it listens."""
         return begin([sys.executable, "-m", "lineside", "hub", "ingest", "--config", str(self.config), "--json"])
 
+    def dashboard(self) -> subprocess.Popen[str]:
+        """`lineside hub run` on this plant, once its pages are served."""
+        return begin([sys.executable, "-m", "lineside", "hub", "run", "--config", str(self.config), "--json"])
+
     def plain(self, database: Path) -> subprocess.Popen[str]:
         """The plain consumer, once it listens."""
         said = [str(self.port), SITE, str(self.secrets), str(database)]
         return begin([sys.executable, "-m", "hub.bench.plain", *said])
+
+
+def _free_ports() -> tuple[int, int]:
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        return one.getsockname()[1], other.getsockname()[1]
 
 
 def cpu_s(pid: int) -> float:

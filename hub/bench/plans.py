@@ -8,13 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hub.bench import store_rate
+from hub.overview import Overview
 from hub.store import Store, database_url
-from hub.tables import ACKNOWLEDGEMENTS, KEPT, MISSING, RETIRED, SCORE_MINUTES
-from lineside.clock import NS
+from hub.tables import ACKNOWLEDGEMENTS, KEPT, MISSING, RETIRED, SCORE_MINUTES, SCORE_OVERVIEW
+from lineside.clock import NS, SystemClock
 
 # These grow with time and devices; what is small by nature (totals, open alarms) may be read whole.
 GROWING = {kept.table.name for kept in KEPT.values()} | {
-    table.name for table in (ACKNOWLEDGEMENTS, RETIRED, MISSING, SCORE_MINUTES)
+    table.name for table in (ACKNOWLEDGEMENTS, RETIRED, MISSING, SCORE_MINUTES, SCORE_OVERVIEW)
 }
 DEVICE, LATE_NS = "bench", 500 * NS
 QUERIES: dict[str, Callable[[Store], object]] = {
@@ -22,9 +23,11 @@ QUERIES: dict[str, Callable[[Store], object]] = {
     "who acknowledged them": lambda store: store.acknowledgements(LATE_NS),
     "whether alarms changed": lambda store: store.alarm_version,
     "a station's scores": lambda store: store.scores(DEVICE, LATE_NS, 100),
-    "a station's last score": lambda store: store.arrivals(DEVICE, 0, 1),
+    "a station's last score": lambda store: store.newest_scores([DEVICE]),
     "new scores": lambda store: store.arrivals(DEVICE, LATE_NS),
     "old scores by minute": lambda store: store.score_minutes(DEVICE, 0, LATE_NS),
+    "kept scores by minute": lambda store: _overview(store).minutes(DEVICE, 0, LATE_NS),
+    "what the minutes lack": lambda store: _overview(store).bring(DEVICE, LATE_NS, 2 * LATE_NS),
     "health of each device": lambda store: store.latest_health([DEVICE]),
     "windows of a modality": lambda store: store.windows(DEVICE, "camera", 0, LATE_NS),
     "gaps of a device": lambda store: store.gaps(DEVICE),
@@ -32,6 +35,10 @@ QUERIES: dict[str, Callable[[Store], object]] = {
     "numberings of a kind": lambda store: store.numberings("score"),
     "what is kept no longer": lambda store: store.retire("score", DEVICE, 1, 0, 500),
 }
+
+
+def _overview(store: Store) -> Overview:
+    return Overview(store, list, SystemClock())
 
 
 def measure(folder: Path) -> dict[str, list[str]]:

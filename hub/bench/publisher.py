@@ -123,6 +123,8 @@ class Sender:
         self._room = min(200, packets.broker_takes(connack))
         made.sendall(packets.subscribe(1, [ack], qos=0))
         _first(made)
+        status = topics.name(self.spec.site, self._device, "status").encode()
+        made.sendall(packets.publish(status, b"online", 0))
         made.setblocking(False)
         return made
 

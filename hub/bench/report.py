@@ -9,10 +9,11 @@ from typing import Any
 
 import msgspec
 
-from hub.bench import backlog, kills, plans, rate, store_rate
+from hub.bench import backlog, kills, live, pages, plans, rate, store_rate
 from lineside.clock import Clock
 
 PER_S, OF_PLAIN, TIMES_LIVE, P99_MS = 12_000, 0.8, 5.0, 250.0
+PAGE_MS, SEEN_MS = 2000.0, 500.0
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Sizes:
     turns: int
     rows: int
     kills: int
+    pages: int
+    alarms: int
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,14 @@ def measure(parts: list[str], sizes: Sizes, folder: Path, clock: Clock, tell: Ca
         "kills": lambda: kills.measure(sizes.kills, folder / "kills", clock, tell),
         "plans": lambda: plans.measure(folder),
         "store": lambda: store_rate.measure(20_000, folder, clock),
+        "page": lambda: pages.measure(sizes.pages, folder / "page", clock, tell),
+        "live": lambda: live.measure(sizes.alarms, folder / "live", clock, tell),
     }
     return {part: msgspec.to_builtins(work[part]()) for part in parts}
 
 
-PARTS = ("rate", "backlog", "kills", "plans", "store")
+USUAL = ("rate", "backlog", "kills", "plans", "store")
+PARTS = (*USUAL, "page", "live")  # the last two need Chromium, so they are measured when they are named
 
 
 def table(found: dict[str, Any]) -> list[Line]:
@@ -58,6 +64,8 @@ def table(found: dict[str, Any]) -> list[Line]:
         "kills": _kills,
         "plans": _plans,
         "store": _store,
+        "page": _page,
+        "live": _live,
     }
     return [line for part, measured in found.items() for line in makers[part](measured)]
 
@@ -107,3 +115,52 @@ def _plans(m: dict[str, list[str]]) -> list[Line]:
 def _store(m: dict[str, Any]) -> list[Line]:
     told = f"{m['store_rows_per_s']:,} /s, {m['ratio']} of sqlite3 alone"
     return [Line("the store alone, same indexes and durability", told)]
+
+
+def _page(m: dict[str, Any]) -> list[Line]:
+    behind = f"{m['stations']} stations, {m['days']} days ({m['minutes']:,} minutes), {m['turns']} turns"
+    lines = [
+        Line("behind the pages", behind),
+        Line("load average before and after", f"{m['load'][0]} and {m['load'][1]}"),
+    ]
+    for span in m["drawn_ms"]:
+        painted, drawn = pages.median_and_worst(m["painted_ms"][span]), pages.median_and_worst(m["drawn_ms"][span])
+        lines.append(
+            Line(
+                f"station page, {span}: first content, median and worst",
+                _pair(painted),
+                _at_most(PAGE_MS),
+                painted[1] <= PAGE_MS,
+            )
+        )
+        lines.append(
+            Line(
+                f"station page, {span}: charts drawn, median and worst",
+                _pair(drawn),
+                _at_most(PAGE_MS),
+                drawn[1] <= PAGE_MS,
+            )
+        )
+    return lines
+
+
+def _live(m: dict[str, Any]) -> list[Line]:
+    told = f"{m['p95_ms']:.0f} ms (median {m['p50_ms']:.0f} ms, worst {m['worst_ms']:.0f} ms)"
+    return [
+        Line("alarm published to seen in a browser, p95", told, _at_most(SEEN_MS), m["p95_ms"] <= SEEN_MS),
+        Line(
+            "of alarms, missed",
+            f"{m['missed']} of {m['alarms']} ({m['devices']} devices streaming)",
+            "0",
+            not m["missed"],
+        ),
+        Line("load average before and after", f"{m['load'][0]} and {m['load'][1]}"),
+    ]
+
+
+def _pair(times: tuple[float, float]) -> str:
+    return f"{times[0]:.0f} and {times[1]:.0f} ms"
+
+
+def _at_most(limit_ms: float) -> str:
+    return f"<= {limit_ms:.0f} ms"

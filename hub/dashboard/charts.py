@@ -1,132 +1,176 @@
-"""Live score and contributions of one device over the last two minutes."""
+"""A station's course over a span: score against its limit, contribution of each sensor, agreement of each pair."""
 
 from __future__ import annotations
 
+import asyncio
 import json
-import math
+from collections.abc import Sequence
+from datetime import datetime
+from functools import partial
 from typing import Any
 
-from nicegui import ui
+import msgspec
+from nicegui import background_tasks, run, ui
 
-from hub.dashboard import style
-from hub.line import Hub
+from hub import course as courses
+from hub.course import SPANS, Span
+from hub.dashboard import parts, style
+from hub.dashboard.style import log_p
+from hub.dashboard.visit import Visit
+from hub.minutes import Minute, minute
 from hub.watch import Line, Station
 from lineside.clock import NS
-from lineside.messages import Score
 
-SPAN_NS = 120 * NS
-SMALLEST_P = 1e-12
-ROOM_FOR_WORDS = 0.3
-GREY, RED, INK = "#8795a6", "#dc3b3b", "#3d6fd1"
+LIVE = "10min"  # the span that goes on by itself; longer ones are read again after a step
+# A megabyte that a browser would ask for only once the page stands.
+EARLY = '<script type="module" async>import "nicegui-echart";</script>'
+TICK_S, AGAIN_S = 0.5, 10
+SCORE, LIMIT = "#3d6fd1", "#d43a3a"
+PAIRS = ("#8a5cd6", "#0f9aa8", "#b8860b", "#c2408f")
+DAYS = {
+    "en": {"year": "{yyyy}", "month": "{MMM}", "day": "{d} {MMM}"},
+    "ja": {"year": "{yyyy}年", "month": "{M}月", "day": "{M}月{d}日"},
+}
+HOURS = {"hour": "{HH}:{mm}", "minute": "{HH}:{mm}", "second": "{HH}:{mm}:{ss}", "millisecond": "{HH}:{mm}:{ss}"}
 
 
 class Charts:
-    """Two charts and the share of each sensor in the newest score; `show` sends only what came since the last time."""
+    """Three charts over one span, in a `grid` with room for one more; what is new is sent while the page is open."""
 
-    def __init__(self, hub: Hub) -> None:
-        self._hub = hub
-        self._device, self._after_ns = "", 0
-        with ui.element("div").classes("l-two"):
-            with ui.column().classes("l-card") as self._score_card:
-                self._title = ui.label("").classes("l-title")
-                self._score = ui.echart(_score_options()).classes("w-full h-64")
-            with ui.column().classes("l-card") as self._share_card:
-                ui.label("Contribution of each sensor (nats)").classes("l-title")
-                self._bar = ui.element("div").classes("l-bar")
-                self._share = ui.echart(_share_options()).classes("w-full h-56 grow")
+    def __init__(self, visit: Visit, device: str, name: str = LIVE) -> None:
+        self._visit, self._device = visit, device
+        self._span = name if name in SPANS else LIVE
+        self._after_ns = self._due_ns = 0
+        self._modalities: dict[str, str] = {}
+        self._buttons: dict[str, ui.button] = {}
+        t = visit.t
+        ui.add_head_html(EARLY)
+        with ui.element("div").classes("l-row l-spans").props("role=group") as group:
+            group.props["aria-label"] = t("Span of the charts")
+            for each, span in SPANS.items():
+                words = t(span.phrase, n=span.number)
+                self._buttons[each] = parts.button(words, "schedule", partial(self._choose, each))
+        self._stale = ui.element("div").classes("l-banner tone-off")
+        with self._stale:
+            ui.icon("hourglass_disabled")
+            self._since = ui.label("")
+        with ui.element("div").classes("l-two") as self.grid:
+            self._score = self._chart(t("Score −log₁₀ p against its limit"))
+            self._share = self._chart(t("Contribution of each sensor (nats)"))
+            self._agreement = self._chart(t("Agreement of each pair (cosine)"))
+        self._mark()
+        self._reading: asyncio.Task[list[Minute] | None] | None = self._begin()
+        ui.timer(TICK_S, self.draw)
 
-    def show(self, line: Line, station: Station | None) -> None:
-        """Draw the chosen station; greyed when it is not live."""
-        if station is None:
-            return
-        fresh = station.device != self._device
-        if fresh:
-            self._device, self._after_ns = station.device, line.now_ns - SPAN_NS
-        arrivals = self._hub.store.arrivals(self._device, self._after_ns)
+    def show(self, line: Line, station: Station) -> None:
+        """Say since when nothing has come; what is drawn follows by itself."""
+        t = self._visit.t
+        self._modalities = station.last.score.modalities if station.last else {}
+        self._stale.set_visibility(not station.live)
+        since = t.moment(station.last.seen_ns, line.now_ns) if station.last else ""
+        self._since.text = t("no data since {time}", time=since) if since else t("no data yet")
+        for chart in (self._score, self._share, self._agreement):
+            chart.classes(remove="l-stale") if station.live else chart.classes("l-stale")
+
+    async def draw(self) -> None:
+        """Send the whole span when it is due, and of the live one what came since."""
+        now_ns, span = self._visit.hub.clock.now_ns(), SPANS[self._span]
+        if now_ns >= self._due_ns:
+            self._due_ns = now_ns + max(AGAIN_S, span.step_s) * NS if self._span != LIVE else 2**63
+            reading, self._reading = self._reading or self._begin(), None
+            self._send(await reading or [], span, now_ns, fresh=True)
+        elif self._span == LIVE:
+            found = await run.io_bound(self._news, span)
+            self._send(found or [], span, now_ns, fresh=False)
+
+    def _begin(self) -> asyncio.Task[list[Minute] | None]:
+        """Begin to read the chosen span, which goes on while the browser still loads the page."""
+        self._after_ns = self._visit.hub.clock.now_ns()
+        return background_tasks.create(run.io_bound(self._read, SPANS[self._span], self._after_ns))
+
+    def _read(self, span: Span, now_ns: int) -> list[Minute]:
+        hub = self._visit.hub
+        return courses.course(hub.store, hub.overview, self._device, span, now_ns)
+
+    def _news(self, span: Span) -> list[Minute]:
+        arrivals = self._visit.hub.store.arrivals(self._device, self._after_ns)
         self._after_ns = max([self._after_ns, *(received for received, _ in arrivals)])
-        scores = [score for _, score in arrivals]
-        modalities = station.last.score.modalities if station.last else {}
-        news = {
-            "score": self._score.id,
-            "share": self._share.id,
-            "points": [_point(score) for score in scores],
-            "colours": style.colours(modalities),
-            "now": line.now_ns // 1_000_000,
-            "span": SPAN_NS // 1_000_000,
+        moments = (msgspec.structs.replace(minute(score), start_ns=score.start_ns) for _, score in arrivals)
+        return courses.points(moments, span.step_s * NS)
+
+    async def _choose(self, name: str) -> None:
+        self._span, self._due_ns, self._reading = name, 0, None
+        self._mark()
+        await self.draw()
+
+    def _mark(self) -> None:
+        for name, button in self._buttons.items():
+            chosen = name == self._span
+            button.classes(remove="l-outline l-solid").classes("l-solid" if chosen else "l-outline")
+            button.props["aria-pressed"] = "true" if chosen else "false"
+
+    def _chart(self, title: str) -> ui.echart:
+        with ui.column().classes("l-card"):
+            parts.heading(title)
+            chart = ui.echart(_options(self._visit.t.code)).classes("l-chart").props("role=img")
+            chart.props["aria-label"] = title
+            return chart
+
+    def _send(self, points: Sequence[Minute], span: Span, now_ns: int, *, fresh: bool) -> None:
+        """Times are told as if they were UTC, so that browsers everywhere show the plant's."""
+        t = self._visit.t
+        shift_ms = _offset_ms(now_ns)
+        sensors = style.colours({**dict.fromkeys(_sensors(points), ""), **self._modalities})
+        told = {
+            "charts": [self._score.id, self._share.id, self._agreement.id],
+            "points": [_point(point, shift_ms) for point in points],
+            "sensors": sensors,
+            "pairColours": PAIRS,
+            "words": [t("score"), t("limit"), t("at or beyond the limit")],
+            "colours": [SCORE, LIMIT],
+            "now": now_ns // 1_000_000 + shift_ms,
+            "span": span.seconds * 1000,
+            "step": span.step_s * 1000,
             "fresh": fresh,
         }
-        ui.run_javascript(f"lineside.feed({json.dumps(news)})")
-        self._title.text = f"Score −log₁₀ p against its limit · {station.name or station.device}{_silence(station)}"
-        for card in (self._score_card, self._share_card):
-            card.classes(remove="l-stale") if station.live else card.classes("l-stale")
-        if fresh or scores:
-            share_bar(self._bar, station.last.score.contributions if station.last else {}, modalities)
+        ui.run_javascript(f"lineside.course({json.dumps(told)})")
 
 
-def share_bar(bar: ui.element, contributions: dict[str, float], modalities: dict[str, str]) -> None:
-    """Each sensor's part of the positive contributions, as a bar with words."""
-    bar.clear()
-    total = sum(max(0.0, value) for value in contributions.values())
-    with bar:
-        for sensor in sorted(contributions, key=lambda name: (modalities.get(name, "other"), name)):
-            part = max(0.0, contributions[sensor]) / total if total else 0.0
-            with ui.element("div").classes(f"m-{modalities.get(sensor, 'other')}").style(f"width: {part:.1%}"):
-                ui.label(f"{sensor} {part:.0%}" if part > ROOM_FOR_WORDS else "")
+def _sensors(points: Sequence[Minute]) -> list[str]:
+    return sorted({name for point in points for name in point.contributions})
 
 
-def log_p(p_value: float) -> float:
-    """-log10 p, bounded.
-
-    >>> log_p(0.01), log_p(0.0)
-    (2.0, 12.0)
-    """
-    return -math.log10(max(p_value, SMALLEST_P))
-
-
-def _point(score: Score) -> dict[str, Any]:
-    return {
-        "ms": score.end_ns // 1_000_000,
-        "score": round(log_p(score.p_value), 4),
-        "limit": round(log_p(score.limit), 4),
-        "shares": {sensor: round(value, 4) for sensor, value in score.contributions.items()},
-    }
+def _point(point: Minute, shift_ms: int) -> list[Any]:
+    """Milliseconds, score, limit (None where not known), contributions and agreements by name."""
+    limit = round(log_p(point.limit), 3) if point.limit else None
+    shares = {name: round(share.mean, 3) for name, share in point.contributions.items()}
+    agreements = {name: round(share.mean, 3) for name, share in point.agreements.items()}
+    return [point.start_ns // 1_000_000 + shift_ms, round(log_p(point.p_value), 3), limit, shares, agreements]
 
 
-def _silence(station: Station) -> str:
-    if station.live:
-        return ""
-    return f" · no data since {style.clock_text(station.last.seen_ns)}" if station.last else " · no data yet"
+def _offset_ms(now_ns: int) -> int:
+    """The plant's time from UTC."""
+    offset = datetime.fromtimestamp(now_ns / NS).astimezone().utcoffset()
+    return round(offset.total_seconds() * 1000) if offset else 0
 
 
-def _axes() -> dict[str, Any]:
-    line = {"lineStyle": {"color": "rgba(128,145,165,0.25)"}}
-    label = {"color": GREY, "fontSize": 13, "hideOverlap": True}
+def _options(code: str) -> dict[str, Any]:
     return {
         "animation": False,
-        "grid": {"left": 44, "right": 14, "top": 30, "bottom": 26},
+        "useUTC": True,
+        "aria": {"enabled": True, "label": {"enabled": False}, "decal": {"show": True}},  # its own label is English
+        "grid": {"left": 46, "right": 16, "top": 34, "bottom": 28},
         "tooltip": {"trigger": "axis", "renderMode": "richText"},
-        "xAxis": {"type": "time", "axisLabel": label, "splitLine": {"show": False}},
-        "yAxis": {"type": "value", "min": 0, "axisLabel": label, "splitLine": line},
-        "legend": {"right": 8, "top": 0, "textStyle": {"color": GREY, "fontSize": 13}, "icon": "roundRect"},
+        "xAxis": {
+            "type": "time",
+            "axisLabel": {"fontSize": 13, "hideOverlap": True, "formatter": {**HOURS, **DAYS[code]}},
+            "splitLine": {"show": False},
+        },
+        "yAxis": {
+            "type": "value",
+            "axisLabel": {"fontSize": 13},
+            "splitLine": {"lineStyle": {"color": "rgba(128,145,165,0.25)"}},
+        },
+        "legend": {"right": 8, "top": 0, "textStyle": {"fontSize": 13}, "itemWidth": 22},
+        "series": [],
     }
-
-
-def _score_options() -> dict[str, Any]:
-    def drawn(series: str, **look: Any) -> dict[str, Any]:
-        return {"id": series, "name": series, "type": "line", "symbol": "none", "data": [], **look}
-
-    beyond = {"type": "scatter", "symbol": "diamond", "symbolSize": 9, "itemStyle": {"color": RED}}
-    return {
-        **_axes(),
-        "series": [
-            drawn("score", lineStyle={"width": 2.5, "color": INK}, itemStyle={"color": INK}),
-            drawn(
-                "limit", step="end", lineStyle={"width": 2, "type": "dashed", "color": RED}, itemStyle={"color": RED}
-            ),
-            drawn("beyond", name="at or beyond the limit", **beyond),
-        ],
-    }
-
-
-def _share_options() -> dict[str, Any]:
-    return {**_axes(), "series": []}

@@ -1,21 +1,23 @@
-"""What people may do on the page: acknowledge an alarm, take an encoder back, and in a demonstration inject a fault."""
+"""What people may do on the pages: acknowledge, silence, take an encoder back; in a demonstration inject faults."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from nicegui import run, ui
 
 from hub.accounts import Who
 from hub.alarms import Event
-from hub.dashboard.gate import Visitor
-from hub.line import Hub
+from hub.dashboard import parts
+from hub.dashboard.visit import Visit
+from hub.labels import Word
 from lineside.clock import NS
-from lineside.errors import AccessError, BrokerError
+from lineside.errors import AccessError, BrokerError, LinesideError
 from lineside.messages import EncoderHealth
 
 FAULT_S = 20
+SHORT_MS, LONG_MS = 4000, 10_000
 
 
 @dataclass(frozen=True)
@@ -36,82 +38,120 @@ FAULTS = (
 )
 
 
-def acknowledge(hub: Hub, visitor: Visitor, event: Event) -> None:
-    """Somebody saw an alarm."""
-    device, key = event.raised.device, event.raised.key
-    subject = f"{device} {key}"
-    if (who := _allowed(hub, visitor, "acknowledge", subject)) is not None:
-        hub.acknowledge(device, key, who.name)
-        hub.accounts.note(who.name, "acknowledge", subject, "done")
+def acknowledge(visit: Visit, events: Iterable[Event]) -> None:
+    """Somebody saw these alarms."""
+    for event in events:
+        device, key = event.raised.device, event.raised.key
+        subject = f"{device} {key}"
+        if (who := allowed(visit, "acknowledge", subject)) is None:
+            return
+        visit.hub.acknowledge(device, key, who.name)
+        visit.hub.accounts.note(who.name, "acknowledge", subject, "done")
 
 
-def silence(hub: Hub, visitor: Visitor, event: Event, minutes: float) -> None:
+def silence(visit: Visit, event: Event, minutes: float) -> None:
     """Somebody does not want to hear alarms of this subject for a while, or wants to hear them again (0)."""
-    alarm, until_ns = event.raised, hub.clock.now_ns() + round(minutes * 60 * NS)
+    hub, alarm = visit.hub, event.raised
     subject = f"{alarm.device} {alarm.subject}"
-    if (who := _allowed(hub, visitor, "silence", subject)) is None:
+    if (who := allowed(visit, "silence", subject)) is None:
         return
     if minutes:
-        hub.silence(alarm.device, alarm.subject, until_ns, who.name)
+        hub.silence(alarm.device, alarm.subject, hub.clock.now_ns() + round(minutes * 60 * NS), who.name)
     elif event.silence is not None:
         hub.unsilence(alarm.device, event.silence.subject, who.name)
     hub.accounts.note(who.name, "silence", subject, f"{minutes:g} min")
 
 
-async def ask(hub: Hub, visitor: Visitor, device: str, op: str, args: dict[str, str]) -> None:
-    """Send a request and tell its end on the page; other pages go on meanwhile."""
-    told = f"{device}: {op} {' '.join(args.values())}"
-    subject = f"{device} {' '.join(args.values())}"
-    if (who := _allowed(hub, visitor, op, subject)) is None:
+async def label(visit: Visit, event: Event, word: Word, kind: str = "", why: str = "") -> None:
+    """Somebody says what an alarm was; its recording is brought to what training reads."""
+    hub, t, alarm = visit.hub, visit.t, event.raised
+    subject = f"{alarm.device} {alarm.key}"
+    if (who := allowed(visit, "label", subject)) is None:
         return
-    ui.notify(f"{told} …", type="ongoing", timeout=1500)
+    try:
+        missing = await run.io_bound(hub.label, alarm.device, alarm.key, word, kind, who.name, why)
+    except (LinesideError, OSError) as error:
+        hub.accounts.note(who.name, "label", subject, str(error))
+        ui.notify(t("Not done: {reason}", reason=error), type="negative", timeout=LONG_MS)
+        return
+    hub.accounts.note(who.name, "label", subject, f"{word} {kind}".strip())
+    if missing:
+        told = t("The label is kept, its recording is missing: {reason}", reason=missing)
+        ui.notify(told, type="warning", timeout=LONG_MS)
+
+
+def fetch(visit: Visit, event: Event) -> None:
+    """Have the device send the recording of an alarm."""
+    hub, alarm = visit.hub, event.raised
+    subject = f"{alarm.device} {alarm.recording}"
+    if (who := allowed(visit, "evidence", subject)) is None:
+        return
+    try:
+        hub.evidence.ask(alarm)
+    except LinesideError as error:
+        hub.accounts.note(who.name, "evidence", subject, str(error))
+        ui.notify(visit.t("Not done: {reason}", reason=error), type="negative", timeout=LONG_MS)
+        return
+    hub.accounts.note(who.name, "evidence", subject, "asked")
+
+
+async def ask(visit: Visit, device: str, op: str, args: dict[str, str], what: str) -> None:
+    """Send a request and tell its end on the page, as `what` in the visitor's words; other pages go on meanwhile."""
+    hub, t = visit.hub, visit.t
+    subject = f"{device} {' '.join(args.values())}"
+    if (who := allowed(visit, op, subject)) is None:
+        return
+    ui.notify(t("{device}: {what} …", device=device, what=what), type="ongoing", timeout=1500)
     try:
         answer = await run.io_bound(hub.ask, device, op, args)
     except BrokerError as error:
         hub.accounts.note(who.name, op, subject, str(error))
-        ui.notify(str(error), type="negative", timeout=10_000)
+        ui.notify(t("The device could not be asked: {reason}", reason=error), type="negative", timeout=LONG_MS)
         return
     if answer is None:  # the hub is stopping
         return
-    well = answer.status == "successful"
-    end = answer.status + (f" ({answer.reason})" if answer.reason else "")
-    hub.accounts.note(who.name, op, subject, end)
-    ui.notify(f"{told}: {end}", type="positive" if well else "negative", timeout=4000 if well else 10_000)
+    hub.accounts.note(who.name, op, subject, answer.status + (f" ({answer.reason})" if answer.reason else ""))
+    if answer.status == "successful":
+        ui.notify(t("{device}: {what}: done", device=device, what=what), type="positive", timeout=SHORT_MS)
+    else:
+        told = t("{device}: {what}: failed ({reason})", device=device, what=what, reason=answer.reason or answer.status)
+        ui.notify(told, type="negative", timeout=LONG_MS)
 
 
-def _allowed(hub: Hub, visitor: Visitor, action: str, subject: str) -> Who | None:
+def allowed(visit: Visit, action: str, subject: str) -> Who | None:
     """Who acts, None where it may not be: told on the page and in the audit log."""
     try:
-        return visitor.must(action)
+        return visit.visitor.must(action)
     except AccessError as error:
-        hub.accounts.note(visitor.who.name, action, subject, "refused")
-        ui.notify(str(error), type="negative", timeout=10_000)
+        visit.hub.accounts.note(visit.visitor.who.name, action, subject, "refused")
+        ui.notify(visit.t("Not allowed: {reason}", reason=error), type="negative", timeout=LONG_MS)
         return None
 
 
-async def roll_back(hub: Hub, visitor: Visitor, device: str, modality: str, encoder: EncoderHealth) -> None:
+async def roll_back(visit: Visit, device: str, modality: str, encoder: EncoderHealth) -> None:
     """Take one modality back to its previous encoder, after a question: a glove hits the wrong row easily."""
-    with ui.dialog() as dialog, ui.card():
-        ui.label(f"Take {modality} of {device} back?").classes("text-xl font-bold")
-        ui.label(f"{encoder.version} → {encoder.previous}").classes("l-mono text-lg")
-        with ui.row().classes("w-full justify-end gap-3"):
-            ui.button("Cancel", on_click=lambda: dialog.submit(False)).props("outline no-caps").classes("l-touch")
-            ui.button("Roll back now", icon="undo", on_click=lambda: dialog.submit(True)).props(
-                "unelevated no-caps color=negative"
-            ).classes("l-touch")
+    t = visit.t
+    what = t("roll back {modality}", modality=t(modality))
+    with ui.dialog() as dialog, ui.card().classes("l-card"):
+        parts.heading(t("Roll back {modality} of {device}?", modality=t(modality), device=device))
+        ui.label(f"{encoder.version} → {encoder.previous}").classes("l-mono l-large")
+        with ui.element("div").classes("l-actions"):
+            parts.button(t("Cancel"), "close", lambda: dialog.submit(False))
+            parts.button(t("Roll back now"), "undo", lambda: dialog.submit(True), "danger")
     if await dialog:
-        await ask(hub, visitor, device, "rollback", {"modality": modality})
+        await ask(visit, device, "rollback", {"modality": modality}, what)
 
 
-def fault_panel(hub: Hub, visitor: Visitor, device: Callable[[], str]) -> None:
-    """Buttons that disturb the simulated or recorded signal of the chosen device for a while."""
-    with ui.row().classes("l-card items-center"):
-        ui.icon("science").classes("text-2xl")
-        ui.label(f"Try a fault ({FAULT_S} s)").classes("l-title")
+def fault_panel(visit: Visit, device: str) -> None:
+    """Buttons that disturb the simulated or recorded signal of a device for a while."""
+    t = visit.t
+    with ui.element("div").classes("l-card l-row"):
+        ui.icon("science").classes("l-large")
+        parts.heading(t("Try a fault on {device} ({n} s)", device=device, n=FAULT_S))
         for fault in FAULTS:
 
-            async def inject(kind: str = fault.kind) -> None:
-                await ask(hub, visitor, device(), "fault", {"kind": kind, "seconds": str(FAULT_S)})
+            async def inject(fault: Fault = fault) -> None:
+                args = {"kind": fault.kind, "seconds": str(FAULT_S)}
+                await ask(visit, device, "fault", args, t(fault.text))
 
-            button = ui.button(fault.text, icon=fault.icon, on_click=inject)
-            button.props("outline no-caps").classes("l-touch")
+            parts.button(t(fault.text), fault.icon, inject)

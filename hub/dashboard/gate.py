@@ -21,11 +21,19 @@ from lineside.plant import HubSettings, is_loopback
 
 COOKIE = "lineside_session"
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
-# What needs no login: whether the hub is well, the login itself, signed releases for devices, and files that are in
-# every copy of lineside.
-OPEN = ("/healthz", "/login", "/repository/", "/assets/", "/_nicegui/")
+# What needs no login: whether the hub is well, the login itself, a choice of language, signed releases for devices, and
+# files that are in every copy of lineside.
+OPEN = ("/healthz", "/login", "/look", "/repository/", "/assets/", "/_nicegui/")
 LOCAL = Who("operator", "engineer")  # where no login is asked for, whoever is on this machine
+# Pages may load nothing from elsewhere: a plant has no way out. NiceGUI's own scripts and styles are inline, and Vue
+# compiles its templates in the browser.
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; "
+    "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
+)
 HEADERS = {
+    "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "same-origin",
@@ -108,6 +116,15 @@ class Visitor:
             raise AccessError(self.who.name, "the session has ended", "log in again")
         who.must(action)
         return who
+
+
+def inside(path: str) -> str:
+    """Where to go next: a path of ours, never another site.
+
+    >>> inside("/station/press-3"), inside("//evil.example"), inside("https://evil.example"), inside("/\\\\evil")
+    ('/station/press-3', '/', '/', '/')
+    """
+    return path if path.startswith("/") and not path.startswith("//") and "\\" not in path else "/"
 
 
 def _is_open(path: str) -> bool:

@@ -9,20 +9,13 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from hub.accounts import Accounts
-from hub.dashboard.gate import COOKIE, token_of
+from hub.dashboard.gate import COOKIE, inside, token_of
+from hub.dashboard.language import language_of
+from hub.dashboard.visit import theme_of
 from lineside.errors import AccessError
 
-WORDS = {
-    "en": {"title": "Log in", "name": "Name", "password": "Password", "wrong": "Name or password is wrong."},
-    "ja": {
-        "title": "ログイン",
-        "name": "名前",
-        "password": "パスワード",
-        "wrong": "名前またはパスワードが違います。",
-    },
-}
 PAGE = """<!doctype html>
-<html lang="{language}"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<html lang="{language}" class="{theme}"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>lineside · {title}</title><link rel="stylesheet" href="/assets/login.css"></head>
 <body><form method="post" action="/login">
 <h1>lineside <small>{site}</small></h1>{told}
@@ -39,13 +32,13 @@ def mount(app: FastAPI, site: str, accounts: Accounts, *, secure: bool, hours: f
 
     @app.get("/login", include_in_schema=False)
     def ask(request: Request) -> Response:
-        return _page(request, site, _inside(request.query_params.get("next", "/")))
+        return _page(request, site, inside(request.query_params.get("next", "/")))
 
     @app.post("/login", include_in_schema=False)
     async def enter(request: Request) -> Response:
         form = await request.form(max_files=0, max_fields=3)
         name, password = str(form.get("name", "")), str(form.get("password", ""))
-        goal = _inside(str(form.get("next", "/")))
+        goal = inside(str(form.get("next", "/")))
         address = request.client.host if request.client else ""
         try:
             token = await run_in_threadpool(accounts.enter, name, password, address)
@@ -65,24 +58,18 @@ def mount(app: FastAPI, site: str, accounts: Accounts, *, secure: bool, hours: f
 
 
 def _page(request: Request, site: str, goal: str, typed: str = "", error: AccessError | None = None) -> Response:
-    language = "ja" if request.headers.get("accept-language", "").lower().startswith("ja") else "en"
-    words = WORDS[language]
+    t = language_of(request)
     waits = error is not None and "wait" in error.reason
-    told = f'<p role="alert">{escape(str(error) if waits else words["wrong"])}</p>' if error else ""
+    told = f'<p role="alert">{escape(str(error) if waits else t("Name or password is wrong."))}</p>' if error else ""
     filled = {
-        "language": language,
+        "language": t.code,
+        "theme": theme_of(request),
+        "title": t("Log in"),
+        "name": t("Name"),
+        "password": t("Password"),
         "site": escape(site),
         "next": escape(goal),
         "typed": escape(typed[:64]),
         "told": told,
     }
-    return HTMLResponse(PAGE.format(**words, **filled), 429 if waits else 401 if error else 200)
-
-
-def _inside(path: str) -> str:
-    """Where to go after the login: a path of ours, never another site.
-
-    >>> _inside("/station/press-3"), _inside("//evil.example"), _inside("https://evil.example"), _inside("/\\\\evil")
-    ('/station/press-3', '/', '/', '/')
-    """
-    return path if path.startswith("/") and not path.startswith("//") and "\\" not in path else "/"
+    return HTMLResponse(PAGE.format(**filled), 429 if waits else 401 if error else 200)

@@ -11,14 +11,34 @@ from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
+from nicegui import app as nicegui_app
 from nicegui import ui
 
-from hub.dashboard import api, login, page
+from hub.dashboard import (
+    alarm_page,
+    alarms_page,
+    api,
+    fleet_page,
+    line_page,
+    login,
+    releases_page,
+    station_page,
+    style,
+    visit,
+)
 from hub.dashboard.gate import Gate
 from hub.line import Hub
 from lineside.errors import ConfigError, LinesideError
 
 LEAVE_S = 2
+PAGES: tuple[Callable[[Hub], None], ...] = (
+    line_page.mount,
+    station_page.mount,
+    alarms_page.mount,
+    alarm_page.mount,
+    releases_page.mount,
+    fleet_page.mount,
+)
 
 
 @dataclass(frozen=True)
@@ -42,14 +62,19 @@ def build(hub: Hub) -> FastAPI:
     """The application of one hub. NiceGUI keeps one per process, so build it once."""
     app = FastAPI(title="lineside hub", docs_url=None, redoc_url=None)
     api.mount(app, hub)
-    page.mount(hub)
+    nicegui_app.add_static_files("/assets", style.ASSETS)
+    for mount in PAGES:
+        mount(hub)
     settings, accounts = hub.plant.hub, hub.accounts if hub.plant.hub.login else None
+    secure = bool(settings.cert_file)
+    visit.mount(app, secure=secure)
     if accounts is not None:
-        secure = bool(settings.cert_file)
         login.mount(app, hub.plant.site, accounts, secure=secure, hours=settings.session_hours)
     app.add_middleware(Gate, settings=settings, accounts=accounts)
     # No gzip: devices read the repository through this server and check every length.
-    ui.run_with(app, title=f"lineside · {hub.plant.site}", favicon="📈", dark=None, gzip_middleware_factory=None)
+    # No Tailwind: it would compile styles in the browser at every page; assets/line.css has all there are.
+    title = f"lineside · {hub.plant.site}"
+    ui.run_with(app, title=title, favicon="📈", dark=None, tailwind=False, gzip_middleware_factory=None)
     return app
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import msgspec
 
-from deploy.record import Record
 from lineside.errors import LinesideError, ReleaseError
 from lineside.files import write_atomic
+from lineside.rollout_record import Record
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from deploy.record import Record
 from lineside.clock import NS
 from lineside.messages import Installed
+from lineside.rollout_record import Record
 
 Progress = Literal["done", "busy", "away", "failed", "without"]
 
