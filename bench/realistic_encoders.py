@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bench import made_up_encoder
 from edge.encoder import Encoder
 from export.bench import latencies
 from export.quantize import OPS, to_int8
@@ -153,29 +154,7 @@ def _with_card(model: onnx.ModelProto, spec: RawPrepare, precision: str, version
     batch = np.stack([features.prepare(spec, window) for window in windows])
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     made = np.concatenate([session.run(["embedding"], {"window": window[None]})[0] for window in batch])
-    inputs, outputs = release.pack_golden(windows, made)
-    card = release.Card(
-        modality=features.modality(spec),
-        version=version,
-        space="random",
-        encoder="random",
-        dim=DIM,
-        precision=precision,
-        prepare=features.to_json(spec),
-        prepare_sha256=features.fingerprint(spec),
-        stage="random",
-        golden_inputs=inputs,
-        golden_outputs=outputs,
-        tolerance=1e-2,
-        certificate=release.Certificate(
-            stage=1,
-            parent="",
-            embedding_drift={},
-            similarity_drift={},
-            gates=[],
-            mixes=[{"camera": "random", "microphone": "random"}],
-        ),
-    )
+    card = made_up_encoder.card(spec, version, made, space="random", encoder="random", precision=precision)
     onnx.helper.set_model_props(model, release.to_metadata(card))
     return model
 

@@ -183,6 +183,7 @@ def _verified(file: Path) -> dict[str, Any]:
         "dim": card.dim,
         "prepare": json.loads(card.prepare),
         "encoder": card.encoder,
+        "adapters_on": card.base or "none",
         "certified_with": card.certificate.mixes,
         "waivers": msgspec.to_builtins(card.certificate.waivers),
         "gates": [{**msgspec.to_builtins(gate), "passed": gate.passed} for gate in card.certificate.gates],
@@ -198,7 +199,8 @@ def _verified(file: Path) -> dict[str, Any]:
         times = {card.precision: result["latency_ms"]}
         twin = Encoder.load(other)
         times[twin.card.precision] = latency_ms(twin, clock)
-        result["int8_over_fp32"] = round(times["int8"] / times["fp32"], 3)
+        smaller = "int8" if card.precision == "fp32" else card.precision
+        result[f"{smaller}_over_fp32"] = round(times[smaller] / times["fp32"], 3)
     return result
 
 

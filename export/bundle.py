@@ -69,8 +69,8 @@ def build(
 
     Version 0 means the stage's number. With a `head`, only the sensor that it attaches, in the space of its base.
     `like` are older INT8 files, each for its modality, whose scales the new ones keep. Raises ConfigError for one that
-    is none of ours, GateError for a stage or head with a failed gate that nobody waived (of a stage, beside older ones
-    too), and for a file that fails parity, of which nothing stays.
+    is none of ours or of another encoder than adapters stand on, GateError for a stage or head with a failed gate that
+    nobody waived (of a stage, beside older ones too), and for a file that fails parity, of which nothing stays.
     """
     stage = checkpoint.load_stage(folder)
     stage = msgspec.structs.replace(stage, certificate=waivers.certificate(folder, stage))
@@ -86,7 +86,7 @@ def build(
     identities = checkpoint.identities(stage, tensors.encoders)
     if known and head:
         stage = _in_base(known, head, chosen, stage, identities[known.about.newcomer])
-    older = dict(_older(path) for path in like)
+    older = dict(_older(path, stage) for path in like)
     built = []
     for modality in chosen:
         windows = tensors.calibration[modality].numpy()
@@ -111,8 +111,8 @@ def in_precision(
     return (to_fp16(fp32) if precision == "fp16" else fp32), {}
 
 
-def _older(path: Path) -> tuple[str, onnx.ModelProto]:
-    """Modality and graph of an INT8 file of ours."""
+def _older(path: Path, stage: Stage) -> tuple[str, onnx.ModelProto]:
+    """Modality and graph of an INT8 file of ours; beside adapters, of the encoder that they stand on."""
     mend = "give an encoder that `lineside export build` wrote in INT8"
     try:
         data = path.read_bytes()
@@ -121,6 +121,10 @@ def _older(path: Path) -> tuple[str, onnx.ModelProto]:
         raise ConfigError("--like", f"{path} cannot be read ({error})", mend) from error
     if card.precision != "int8":
         raise ConfigError("--like", f"{path} is of {card.precision}", mend)
+    adapters = stage.adapters.get(card.modality)
+    if adapters and adapters.base not in (card.encoder, card.base):
+        told = f"{path} is encoder {card.encoder}, and the adapters of {stage.name} stand on {adapters.base}"
+        raise ConfigError("--like", told, "give the INT8 file of that encoder, or one with adapters on it")
     return card.modality, onnx.load_from_string(data)
 
 
@@ -193,6 +197,7 @@ def card_of(
         tolerance=TOLERANCE[precision],
         certificate=stage.certificate,
         window_s=stage.windows.length_s,
+        base=stage.adapters[modality].base if modality in stage.adapters else "",
     )
 
 

@@ -1,9 +1,11 @@
 """Static INT8 with quantise/dequantise pairs, in the form that TensorRT takes, and ONNX Runtime after edge.unsigned.
 
 Symmetric, weights per channel, biases left in float: TensorRT's parser wants zero points of 0 and refuses int32 biases.
-Convolutions, the head and sums are quantised, so that a CPU stays in bytes from the first layer to the last. Ranges
-are taken from one half of the windows; what is lost is measured on the other. Where all layers in INT8 lose more than
-a budget, the most sensitive ones stay in float.
+Convolutions, the head and sums are quantised, so that a CPU stays in bytes from the first layer to the last. B of an
+adapter has one scale: one a channel would be of as many bytes as itself, and it is to be sent. Ranges are taken from
+one half of the windows; what is lost is measured on the other. Where all of it in INT8 loses more than a budget, sums
+of layers and their adapters stay in float, which are rounded once more than a layer alone; where that does not suffice,
+so do the most sensitive layers.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from edge.unsigned import unsigned
 from export import scales
 from export.calibrate import CUTS, ranges
 from export.to_onnx import quiet
+from trainer import branches
 
 OPS = ("Conv", "Gemm", "MatMul")
 BETWEEN = ("Add", "AveragePool", "ReduceMean", "ReduceMax")  # sums, and what pools: their inputs in bytes too
@@ -39,6 +42,7 @@ OPTIONS = {
     "OpTypesToExcludeOutputQuantization": [*OPS, *BETWEEN],  # bytes where they are taken, which is behind a ReLU
     "ForceQuantizeNoInputCheck": True,
 }
+ONE_SCALE = {"quant_type": QuantType.QInt8, "symmetric": True}
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,10 @@ def to_int8(model: onnx.ModelProto, windows: NDArray[np.generic], like: onnx.Mod
         trial = Trial(Path(folder), model, windows)
         spared = scales.in_float(like) if like else set()
         chosen = {layer for layer, weight in trial.layers.items() if weight not in spared}
-        cut = min(CUTS, key=lambda each: trial.loss(chosen, each))
+        cut = trial.best_cut(chosen)
+        if trial.joins and trial.loss(chosen, cut) > BUDGET:
+            trial.leave_joins()
+            cut = trial.best_cut(chosen)
         if like is None:
             chosen = trial.affordable(cut)
         made = trial.quantised(chosen, cut)
@@ -83,7 +90,20 @@ class Trial:
         self.layers = {
             node.name: node.input[1] for node in model.graph.node if node.op_type in OPS
         }  # with their weights
+        self._one_scale = [weight for weight in self.layers.values() if f".{branches.PARTS[1]}." in weight]
         self._between = [node.name for node in model.graph.node if node.op_type in BETWEEN]
+        adapted = {name for node in model.graph.node if set(node.input) & {*self._one_scale} for name in node.output}
+        self.joins = {
+            node.name for node in model.graph.node if node.op_type == "Add" and adapted.intersection(node.input)
+        }
+
+    def leave_joins(self) -> None:
+        """From now on sums of layers and their adapters stay in float."""
+        self._between = [name for name in self._between if name not in self.joins]
+
+    def best_cut(self, names: Collection[str]) -> float:
+        """The cut with which these layers in INT8 lose least."""
+        return min(CUTS, key=lambda each: self.loss(names, each))
 
     def affordable(self, cut: float) -> set[str]:
         """All layers but as few of the most sensitive ones as the budget asks for."""
@@ -113,7 +133,7 @@ class Trial:
             nodes_to_quantize=[*names, *self._between] if names else [],
             nodes_to_exclude=[] if names else [*self.layers, *self._between],
             op_types_to_quantize=[*OPS, *BETWEEN],
-            extra_options=OPTIONS,
+            extra_options=OPTIONS | {"TensorQuantOverrides": {weight: [ONE_SCALE] for weight in self._one_scale}},
         )
         quantizer.quantize_model()
         quantizer.model.topological_sort()

@@ -8,7 +8,7 @@ numbers side by side; everything else is spelled out, with the old file's own re
 
     8 bytes    magic
     4 bytes    length of the header, little-endian
-    …          header: msgpack of Header
+    …          header: one zstd frame, msgpack of Header
     …          one zstd frame: all that is spelled out, then all differences
 """
 
@@ -66,7 +66,7 @@ def make(base: bytes, new: bytes) -> bytes:
     except ValueError as error:
         raise _refused(f"one of both files is no ONNX ({error})") from error
     header = Header(base=sha256(base), base_bytes=len(base), made=sha256(new), made_bytes=len(new), spans=spans)
-    told = msgspec.msgpack.encode(header)
+    told = zstandard.ZstdCompressor(level=LEVEL).compress(msgspec.msgpack.encode(header))
     how = zstandard.ZstdCompressionParameters.from_level(LEVEL, window_log=WINDOW_LOG)
     packer = zstandard.ZstdCompressor(dict_data=_dictionary(memoryview(base), spans), compression_params=how)
     body = packer.compress(b"".join(_body(memoryview(base), memoryview(new), spans)))
@@ -94,15 +94,16 @@ def apply(base: bytes, delta: bytes, expected_sha256: str) -> bytes:
 
 
 def _header(delta: bytes) -> tuple[Header, memoryview]:
-    """Header and frame, with all sizes checked against each other."""
+    """Header and the frame behind it, with all sizes checked against each other."""
     start = len(MAGIC) + 4
     length = int.from_bytes(delta[len(MAGIC) : start], "little")
     if delta[: len(MAGIC)] != MAGIC or not 0 < length <= min(MAX_HEADER_BYTES, len(delta) - start):
         raise _refused("it is no delta")
     view = memoryview(delta)
     try:
-        header = msgspec.msgpack.decode(view[start : start + length], type=Header)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        with _unpacker().stream_reader(view[start : start + length]) as stream:
+            header = msgspec.msgpack.decode(stream.read(MAX_HEADER_BYTES), type=Header)
+    except (zstandard.ZstdError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _refused(f"its header cannot be read ({error})") from error
     for span in header.spans:
         inside = 0 <= span.start <= header.base_bytes - span.length and span.length >= 0 <= span.spelled
@@ -114,9 +115,8 @@ def _header(delta: bytes) -> tuple[Header, memoryview]:
 
 
 def _applied(base: memoryview, header: Header, body: memoryview) -> bytes:
-    unpacker = zstandard.ZstdDecompressor(dict_data=_dictionary(base, header.spans), max_window_size=1 << WINDOW_LOG)
     made = BytesIO()
-    with unpacker.stream_reader(body) as stream:
+    with _unpacker(_dictionary(base, header.spans)).stream_reader(body) as stream:
         spelled = BytesIO(_read(stream, sum(span.spelled for span in header.spans)))
         for span in header.spans:
             made.write(spelled.read(span.spelled))
@@ -124,6 +124,10 @@ def _applied(base: memoryview, header: Header, body: memoryview) -> bytes:
         if stream.read(1):
             raise ValueError("more comes than its header says")
     return made.getvalue()
+
+
+def _unpacker(dictionary: zstandard.ZstdCompressionDict | None = None) -> zstandard.ZstdDecompressor:
+    return zstandard.ZstdDecompressor(dict_data=dictionary, max_window_size=1 << WINDOW_LOG)
 
 
 def _read(stream: zstandard.ZstdDecompressionReader, count: int) -> bytes:

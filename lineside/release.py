@@ -91,7 +91,8 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     `encoder` is the identity of its weights and preparation, the same for every precision;
     `prepare` is the canonical JSON of its preparation; `golden_inputs` holds raw windows and `golden_outputs` what
     the encoder makes of them (see `pack_golden`); `tolerance` is the largest allowed 1 - cosine in the self-test;
-    `window_s` is the length of the windows that it learned from, seconds (0: its exporter did not say).
+    `window_s` is the length of the windows that it learned from, seconds (0: its exporter did not say); `base` is the
+    identity of the encoder that its adapters stand on, whose weights are in it unchanged ("": it has none).
     """
 
     modality: str
@@ -108,6 +109,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     tolerance: float
     certificate: Certificate
     window_s: float = 0.0
+    base: str = ""
 
     @property
     def name(self) -> str:

@@ -13,6 +13,7 @@ import onnx
 import onnx.reference
 from onnx import TensorProto, helper, numpy_helper
 
+from bench import made_up_encoder
 from lineside import features, release
 
 DATA = Path(__file__).parent / "data"
@@ -38,29 +39,8 @@ def write(
     graph = _graph(modality, version)
     batch = np.stack([features.prepare(spec, window) for window in features.golden_windows(spec)])
     reference = onnx.reference.ReferenceEvaluator(_model(graph))
-    inputs, outputs = release.pack_golden(features.golden_windows(spec), reference.run(None, {"window": batch})[0])
-    card = release.Card(
-        modality=modality,
-        version=version,
-        space=space,
-        encoder=encoder,
-        dim=DIM,
-        precision="fp32",
-        prepare=features.to_json(spec),
-        prepare_sha256=features.fingerprint(spec),
-        stage="none",
-        golden_inputs=inputs,
-        golden_outputs=outputs,
-        tolerance=1e-4,
-        certificate=release.Certificate(
-            stage=1,
-            parent="",
-            embedding_drift={},
-            similarity_drift={},
-            gates=[],
-            mixes=[dict(mix) for mix in mixes],
-        ),
-    )
+    outputs = reference.run(None, {"window": batch})[0]
+    card = made_up_encoder.card(spec, version, outputs, space=space, encoder=encoder, tolerance=1e-4, mixes=mixes)
     model = _model(graph)
     helper.set_model_props(model, release.to_metadata(card))
     path = folder / f"{card.name}.onnx"

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
@@ -128,7 +129,7 @@ wild = st.integers(-(2**40), 2**40) | st.sampled_from([0, 1, 2, 4, 8, len(BASE),
 @given(st.lists(st.tuples(wild, wild, wild, wild), max_size=4), wild, st.binary(max_size=60))
 def test_a_header_that_asks_for_anything_is_refused(spans: list, size: int, body: bytes) -> None:
     told = {"base": sha256(BASE), "base_bytes": len(BASE), "made": sha256(NEW), "made_bytes": size, "spans": spans}
-    header = msgspec.msgpack.encode(told)
+    header = zstandard.compress(msgspec.msgpack.encode(told))
     refused(BASE, delta.MAGIC + struct.pack("<I", len(header)) + header + body, sha256(NEW))
 
 

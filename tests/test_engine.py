@@ -54,6 +54,17 @@ def exported() -> dict[tuple[str, str], onnx.ModelProto]:
     return made
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_an_encoder_with_adapters_is_parsed_and_built(precision) -> None:
+    torch.manual_seed(1)
+    encoder = Encoder(SPECS["camera"], 64).eval()
+    encoder.adapt(2)
+    fp32 = to_onnx(encoder, SPECS["camera"])
+    model = {"fp32": lambda: fp32, "fp16": lambda: to_fp16(fp32), "int8": lambda: int8(fp32, SPECS["camera"])}
+    made, _ = engine.build(trt, model[precision]().SerializeToString(), "camera-2", None, _silent)
+    assert len(made) > 10_000
+
+
 def int8(model: onnx.ModelProto, spec: features.Prepare) -> onnx.ModelProto:
     return to_int8(model, np.stack([features.prepare(spec, window) for window in features.golden_windows(spec)])).model
 

@@ -193,6 +193,8 @@ def test_commands_build_and_verify(folder, tmp_path):
     assert told["name"] == "camera-7"
     assert told["self_test"]["worst"] <= 1e-4
     assert told["int8_over_fp32"] > 0
+    done = command("verify", str(folder / "out" / "camera-7.fp16.onnx"), "--json")
+    assert json.loads(done.stdout)["fp16_over_fp32"] > 0
     foreign = tmp_path / "foreign.onnx"
     model = onnx.load(files[0]["file"])
     model.ClearField("metadata_props")

@@ -48,6 +48,7 @@ KINDS = {"cam0": "camera", "mic0": "microphone", "pump0": "series"}
 BACKBONES = {"camera": "ca" * 32, "microphone": "b1" * 32, "series": "5e" * 32}
 NO_DEFECTS, WITHOUT_LIMIT = DefectSettings(own=0, together=0), 1e9
 OPEN = GateSettings(retrieval_times_chance=0, spread=1.0, retention_loss=1.0)
+ADAPTERS = EncoderSettings(move="adapters")
 LABELS, SOLVED, FIXED = LossSettings(labels=True), HeadSettings(fit="moments"), EncoderSettings(trunk="fixed", width=32)
 CTP = TeacherSettings(contrast=1.0, cross=1.0, same=1.0, queue=40)
 
@@ -252,6 +253,7 @@ OPTIONS = {
         waves,
     ),
     "all layers, free": Option({"encoders": EncoderSettings(move="all"), "protection": rule("none")}, line=waves),
+    "adapters": Option({"encoders": ADAPTERS, "protection": rule("rotate", epsilon=1e-2)}, ("layers",), waves),
 }
 ALWAYS = {"stage.json", *checkpoint.ALWAYS}
 
@@ -273,7 +275,8 @@ def test_every_option_learns_three_stages_that_come_back_from_disk_as_they_were(
         logged = {"log.csv", checkpoint.OPTIMISER} if stage.counters.steps else set()
         assert hashes(folder).keys() == ALWAYS | logged | {f"{file}.safetensors" for file in option.files}
         assert (stage.stage, stage.parent, stage.space) == (number, parent.stage.name, first.stage.space)
-        assert moved(parent, child) or name == "rotate, nothing free"
+        fresh = weights(child).keys() - weights(parent).keys()
+        assert moved(parent, child) or fresh or name == "rotate, nothing free"
         parent = child
     again = learn(tmp_path / "again", option.line(2), loaded(tmp_path / "2"), **settings)
     assert again.stage == parent.stage
@@ -297,6 +300,9 @@ STOPPED = {
     "ewc": Option({"protection": rule("ewc", strength=1e3)}),
     "all layers": Option({"encoders": EncoderSettings(move="all"), "protection": rule("none")}, line=waves),
     "optimiser goes on": Option({"optimiser": "continued", "distill": DistillSettings(across=1.0)}),
+    "adapters with a teacher": Option(
+        {"encoders": ADAPTERS, "protection": rule("rotate", epsilon=1e-2), "teacher": CTP}, line=waves
+    ),
 }
 
 
@@ -575,7 +581,7 @@ def test_terms_come_in_the_order_of_the_sensors():
     names = [f"sensor{number}" for number in range(12)]
     z = functional.normalize(torch.randn(6, DIM, generator=torch.Generator().manual_seed(0)), dim=1)
     everywhere = torch.ones(6, dtype=torch.bool)
-    old = checkpoint.build({"camera": FeaturesPrepare(WIDTH, "ca" * 32)}, DIM, {}).eval()
+    old = checkpoint.build({"camera": FeaturesPrepare(WIDTH, "ca" * 32)}, DIM, {}, {}).eval()
     built = guide.Guide(plan(distill=DistillSettings(weight=1.0)), old, old, ALONE)
     inputs = {name: ("camera", torch.randn(6, WIDTH), everywhere) for name in names}
     with torch.no_grad():
@@ -884,6 +890,78 @@ def test_a_trunk_that_moved_unwatched_has_no_drift_in_the_certificate(tmp_path):
     child = learn(tmp_path / "two", waves(1), parent, **settings)
     assert "series.trunk.body.0.weight" in moved(parent, child)
     assert child.stage.certificate.embedding_drift.keys() == {"series"}
+
+
+# Adapters
+
+
+def trunk_outputs(parent, data):
+    return evaluate.embed(parent.tensors.encoders["series"], data.views["pump0"].inputs, with_head=False)
+
+
+def held_out_recall(parent, data):
+    """Mean recall@1 among few of held-out moments, both ways."""
+    measured = evaluate.measure(parent.tensors.encoders, data, data.split(plan().held_out)[1])
+    return float(np.mean([found.recall_1_few for found in measured.retrieval]))
+
+
+def test_adapters_learn_what_is_new_and_leave_what_old_windows_gave(tmp_path):
+    """Twice in a row; everything below them is the first stage's to the bit."""
+    settings = {"encoders": ADAPTERS, "protection": rule(epsilon=1e-2), "epochs": 12, "learning_rate": 1e-2}
+    first = parent = learn(tmp_path / "1", waves(count=120), **settings)
+    free = learn(tmp_path / "free", waves(2, count=120), first, **{**settings, "protection": rule("none")})
+    base = checkpoint.identities(first.stage, first.tensors.encoders)["series"]
+    old = trunk_outputs(first, waves())
+    for number in (2, 3):
+        child = learn(tmp_path / str(number), waves(number, count=120), parent, **settings)
+        assert all("lora" in name for name in moved(parent, child))
+        assert child.stage.adapters["series"].base == base
+        assert 0 < child.stage.certificate.embedding_drift["series trunk"] < 0.05
+        parent = child
+    assert np.linalg.norm(trunk_outputs(parent, waves()) - old) < 0.05 * np.linalg.norm(old)
+    assert np.linalg.norm(trunk_outputs(free, waves()) - old) > 0.2 * np.linalg.norm(old)
+    for learned in (loaded(tmp_path / "2"), free):
+        assert held_out_recall(learned, waves(2, count=120)) > held_out_recall(first, waves(2, count=120)) + 0.2
+
+
+def test_a_base_that_moved_below_adapters_fails_its_gate(tmp_path, monkeypatch):
+    settings = {"encoders": ADAPTERS, "protection": rule(epsilon=1e-2)}
+    parent = learn(tmp_path / "1", waves(), **settings)
+    monkeypatch.setattr("trainer.branches.let_learn", lambda trunk: trunk.requires_grad_(True))
+    child = learn(tmp_path / "2", waves(1), parent, **settings)
+    assert [gate.name for gate in child.stage.certificate.gates if not gate.passed] == ["base changed series"]
+
+
+def test_a_stage_that_moves_a_trunk_takes_its_adapters_in(tmp_path):
+    """Before its first step: what they learned stays, what they stood on does not."""
+    settings = {"encoders": ADAPTERS, "protection": rule("none")}
+    parent = learn(tmp_path / "2", waves(1), learn(tmp_path / "1", waves(), **settings), **settings)
+    free = {"protection": rule("none"), "learning_rate": 1e-12}
+    merged = learn(tmp_path / "3", waves(1), parent, encoders=EncoderSettings(move="last"), **free)
+    assert merged.stage.adapters == {}
+    assert not any("lora" in name for name in weights(merged))
+    data = waves(1)
+    np.testing.assert_allclose(trunk_outputs(merged, data), trunk_outputs(parent, data), rtol=1e-3, atol=1e-4)
+    head = learn(tmp_path / "head", waves(1), parent)
+    assert moved(parent, head) == {"series.head.weight"}
+    assert head.stage.passed
+    assert head.stage.adapters["series"].base != parent.stage.adapters["series"].base
+
+
+def test_adapters_that_cannot_be_are_refused_with_their_mend(tmp_path):
+    parent = learn(tmp_path / "1", waves(), encoders=ADAPTERS)
+    child = learn(tmp_path / "2", waves(1), parent, encoders=ADAPTERS)
+    wider = EncoderSettings(move="adapters", rank=4)
+    with pytest.raises(ConfigError, match=r"series carries adapters of rank 1; set rank = 1"):
+        learn(tmp_path / "3", waves(1), child, encoders=wider)
+    unwatched = learn(tmp_path / "unwatched", waves())
+    with pytest.raises(ConfigError, match=r'kept no moments of its inputs; .* \[encoders\] move = "adapters"'):
+        learn(tmp_path / "3", waves(1), unwatched, encoders=ADAPTERS)
+    fixed = learn(tmp_path / "fixed", waves(), encoders=FIXED)
+    with pytest.raises(ConfigError, match=r"series has no layer that adapters could stand beside"):
+        learn(tmp_path / "3", waves(1), fixed, encoders=ADAPTERS)
+    with pytest.raises(ValueError, match="adapters leave as they are"):
+        plan(encoders=EncoderSettings(move={"series": "adapters"}), heads=SOLVED).__post_init__()
 
 
 # Heads

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from lineside.errors import ConfigError
-from trainer import checkpoint, guide, layers, ledger, projection, rules
-from trainer.encoders import Encoders
+from trainer import branches, checkpoint, guide, layers, ledger, projection, rules
+from trainer.encoders import Encoder, Encoders
 from trainer.loop import Course
+from trainer.plan import Plan
 from trainer.processes import share_norms
 from trainer.projection import Protection
 from trainer.rules import Rule
@@ -26,7 +27,8 @@ def start(work: Work) -> Encoders:
     plan, dataset, parent = work.plan, work.dataset, work.parent
     specs = {**(parent.stage.prepare if parent else {}), **dataset.specs}
     fresh = {name: plan.encoders.width if plan.encoders.trunk == "fixed" else 0 for name in dataset.specs}
-    encoders = checkpoint.build(specs, plan.dim, {**fresh, **(parent.stage.widths if parent else {})})
+    ranks = {name: each.rank for name, each in parent.stage.adapters.items()} if parent else {}
+    encoders = checkpoint.build(specs, plan.dim, {**fresh, **(parent.stage.widths if parent else {})}, ranks)
     if parent:
         encoders.load_state_dict(parent.tensors.encoders.state_dict(), strict=not (dataset.specs.keys() - work.old))
     for modality in encoders:
@@ -34,6 +36,7 @@ def start(work: Work) -> Encoders:
         if modality not in work.old:
             encoder.fit(torch.from_numpy(dataset.of_modality(modality, work.learn)))
         elif modality in dataset.specs:
+            fit_branches(encoder, modality, plan)
             encoder.let_move(plan.encoders.moves(modality), norms_learn=plan.protection.rule not in KEEPS)
         else:
             encoder.let_move("head", norms_learn=False)
@@ -41,6 +44,25 @@ def start(work: Work) -> Encoders:
         if encoder.norms_learn:
             share_norms(encoder, work.world)
     return encoders.to(work.where)
+
+
+def fit_branches(encoder: Encoder, modality: str, plan: Plan) -> None:
+    """Give an old encoder the branches that the plan wants to learn, or take in those that it has if its trunk moves.
+
+    Raises ConfigError where no branch can stand, and for a rank that is not that of the branches it has.
+    """
+    moves, rank = plan.encoders.moves(modality), plan.encoders.rank
+    if moves in ("last", "all"):
+        encoder.merge()
+    if moves != "adapters" or encoder.rank == rank:
+        return
+    if encoder.rank:
+        told = f"encoders.rank is {rank}, but the parent's {modality} carries adapters of rank {encoder.rank}"
+        raise ConfigError("plan", told, f"set rank = {encoder.rank}: they go on learning")
+    if not branches.places(encoder.trunk):
+        told = f"{modality} has no layer that adapters could stand beside: its trunk does not learn"
+        raise ConfigError("plan", told, f'set encoders.move = "head" for {modality}')
+    encoder.adapt(rank)
 
 
 def course_of(work: Work, encoders: Encoders) -> tuple[Course, dict[str, Protection]]:
@@ -78,13 +100,14 @@ def rule_of(work: Work, encoders: Encoders) -> tuple[Rule, dict[str, Protection]
             encoders[name].head.weight, parent.tensors.seen[name], work.epsilon, settings.drift_budget
         )
         for name in moved
+        if encoders[name].moves != "adapters"
     }
     trunks = {name: trunk_protections(work, encoders, name) for name in moved if encoders[name].moves != "head"}
     if settings.rule == "rotate" and work.plan.heads.fit == "steps":  # what is solved is not stepped
         return rules.Rotated(encoders, heads, trunks, None, settings.every), heads
     if settings.sides == "dual":
         weights = {name: encoders[name].head.weight for name in work.old}
-        kept = projection.products(weights, parent.tensors.seen, parent.stage.pairs, moved, work.epsilon)
+        kept = projection.products(weights, parent.tensors.seen, parent.stage.pairs, list(heads), work.epsilon)
         return rules.Held(encoders, {}, trunks, kept, settings.every), heads
     return rules.Held(encoders, heads, trunks, None, settings.every), heads
 
@@ -105,7 +128,11 @@ def trunk_protections(work: Work, encoders: Encoders, modality: str) -> dict[str
         told = f"encoders.move wants {modality}'s {missing[0]} to move, but the parent kept no moments of its inputs"
         mend = f'train the parent with [encoders] move = "{encoders[modality].moves}" and a rule of "hold" or "rotate"'
         raise ConfigError("plan", told, mend)
-    return layers.protect_layers(trunk, {name: seen[name] for name in names}, work.epsilon)
+    moments = {name: seen[name] for name in names}
+    if encoders[modality].moves == "adapters":
+        fresh = not work.parent.tensors.encoders[modality].rank
+        return layers.protect_branches(trunk, moments, work.epsilon, fresh)
+    return layers.protect_layers(trunk, moments, work.epsilon)
 
 
 def told_before(work: Work, course: Course, protections: Mapping[str, Protection]) -> list[str]:
@@ -116,7 +143,8 @@ def told_before(work: Work, course: Course, protections: Mapping[str, Protection
     ]
     full = [name for name, protection in protections.items() if protection.capacity >= EXHAUSTED]
     for name, trunk in (course.rule.trunks if isinstance(course.rule, rules.Held) else {}).items():
-        full += [f"{name} {layer}" for layer in layers.exhausted(trunk, EXHAUSTED)]
+        held = {layer: each for layer, each in trunk.items() if not layer.endswith(branches.PARTS[1])}
+        full += [f"{name} {layer}" for layer in layers.exhausted(held, EXHAUSTED)]  # where B is full, A still learns
     if full:
         mend = "raise protection.epsilon, or set protection.plasticity = 0.97 to have it chosen"
         told.append(f"{', '.join(full)}: capacity exhausted, hardly anything new can be learned; {mend}")

@@ -74,11 +74,19 @@ class Counters(msgspec.Struct, frozen=True):
     steps: int
 
 
+class Adapters(msgspec.Struct, frozen=True):
+    """The branches of one encoder: their rank, and the identity of the encoder that they stand on."""
+
+    rank: int
+    base: str
+
+
 class Stage(msgspec.Struct, frozen=True, kw_only=True):
     """All that is known of a finished stage, except its tensors; `files` holds the SHA-256 of theirs.
 
     `widths` are those of fixed trunks (0: a learned one), `pairs` the modalities ever trained together, `labels` those
     that heads were solved for, in the order of their anchors, `replay` the stage and label of each replayed moment.
+    `adapters` are those of modalities that have any.
     """
 
     stage: int
@@ -104,6 +112,7 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     metrics: Measured
     certificate: Certificate
     ledger: list[StageRow]
+    adapters: dict[str, Adapters] = msgspec.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -244,9 +253,18 @@ def load_stage(folder: Path) -> Stage:
 
 
 def load_tensors(folder: Path, stage: Stage) -> Tensors:
-    """Read a stage's tensors. Raises ConfigError when a file is missing or is not the one that was written."""
-    encoders = build(stage.prepare, stage.plan.dim, stage.widths)
+    """Read a stage's tensors.
+
+    Raises ConfigError when a file is missing or is not the one that was written, and for adapters on another encoder
+    than the one that they learned on.
+    """
+    ranks = {name: each.rank for name, each in stage.adapters.items()}
+    encoders = build(stage.prepare, stage.plan.dim, stage.widths, ranks)
     encoders.load_state_dict(_checked(folder, stage, WEIGHTS))
+    for name, each in stage.adapters.items():
+        if (found := identity(stage.prepare[name], encoders[name].base())) != each.base:
+            told = f"the adapters of {name} learned on encoder {each.base}, and stand on {found}"
+            raise ConfigError(str(folder), told, "restore the stage folder or train it again")
     statistics = _checked(folder, stage, STATISTICS)
     seen = {name: _moments_in(f"{name}/seen", statistics) for name in stage.prepare}
     changes = {
@@ -273,15 +291,21 @@ def load_tensors(folder: Path, stage: Stage) -> Tensors:
 
 
 def identities(stage: Stage, encoders: Encoders) -> dict[str, str]:
-    """What each encoder is known by wherever it goes: a hash of its preparation and weights, 16 digits by modality."""
-    prints = {name: features.fingerprint(spec).encode() for name, spec in stage.prepare.items()}
-    weights = {name: pack(_contiguous(encoder.state_dict())) for name, encoder in encoders.items()}
-    return {name: sha256(prints[name] + weights[name])[:16] for name in sorted(prints)}
+    """What each encoder is known by wherever it goes, by modality."""
+    return {name: identity(stage.prepare[name], encoders[name]) for name in sorted(stage.prepare)}
 
 
-def build(specs: Mapping[str, Prepare], dim: int, widths: Mapping[str, int]) -> Encoders:
-    """One fresh encoder a modality, with a fixed trunk where `widths` says more than 0."""
-    return Encoders({name: Encoder(specs[name], dim, widths.get(name, 0)) for name in sorted(specs)})
+def identity(spec: Prepare, encoder: Encoder) -> str:
+    """A hash of preparation and weights, 16 digits."""
+    return sha256(features.fingerprint(spec).encode() + pack(_contiguous(encoder.state_dict())))[:16]
+
+
+def build(specs: Mapping[str, Prepare], dim: int, widths: Mapping[str, int], ranks: Mapping[str, int]) -> Encoders:
+    """One fresh encoder a modality, with a fixed trunk or with adapters where `widths` or `ranks` say more than 0."""
+    encoders = Encoders({name: Encoder(specs[name], dim, widths.get(name, 0)) for name in sorted(specs)})
+    for name, rank in ranks.items():
+        encoders[name].adapt(rank)
+    return encoders
 
 
 def must_pass(stage: Stage, folder: Path) -> None:

@@ -7,6 +7,7 @@ graph. Only convolution, batch norm, ReLU, pooling, matrix product and division 
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lineside.features import CameraPrepare, FeaturesPrepare, MicrophonePrepare, Prepare, SeriesPrepare, modality, shape
-from trainer import layers
+from trainer import branches, layers
 from trainer.plan import Moves
 
 SILENCE = 1e-3  # of a channel's power: silence has no shape
@@ -53,7 +54,7 @@ class Encoder(nn.Module):
     def __init__(self, spec: Prepare, dim: int, width: int = 0) -> None:
         """A trunk that learns, or, with a `width`, one of that many random features."""
         super().__init__()
-        self.width = width
+        self.width, self.rank = width, 0
         self.moves: Moves = "head" if width else "all"
         self.norms_learn = not width
         self.trunk = FixedTrunk(spec, width) if width else TRUNKS[modality(spec)](spec)
@@ -77,12 +78,33 @@ class Encoder(nn.Module):
     def let_move(self, moves: Moves, norms_learn: bool) -> None:
         """From now on only this much learns; unless `norms_learn`, batch norm keeps its statistics, scale and shift."""
         self.moves, self.norms_learn = moves, norms_learn and moves == "all"
-        if self.norms_learn:
+        self.head.requires_grad_(moves != "adapters")
+        if moves == "adapters":
+            branches.let_learn(self.trunk)
+            layers.freeze_norms(self.trunk)
+        elif self.norms_learn:
             self.trunk.requires_grad_(True)
         else:
             layers.let_move(self.trunk, layers.protectable(self.trunk, moves))
             layers.freeze_norms(self.trunk)
         self.train(self.training)
+
+    def adapt(self, rank: int) -> None:
+        """Put a fresh branch of this rank beside every convolution that mixes channels; what comes out stays."""
+        branches.insert(self.trunk, rank)
+        self.rank = rank
+
+    def merge(self) -> None:
+        """Take the branches into the weights; what comes out stays to rounding."""
+        branches.merge(self.trunk)
+        self.rank = 0
+
+    def base(self) -> Encoder:
+        """A copy without branches: the encoder that they stand on."""
+        made = copy.deepcopy(self)
+        branches.drop(made.trunk)
+        made.rank = 0
+        return made
 
     def train(self, mode: bool = True) -> Encoder:
         super().train(mode)

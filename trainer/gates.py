@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -24,7 +24,8 @@ class Evidence:
     """What the gates judge: the encoders, what changed of old ones, and what was measured on held-out moments.
 
     `bank` holds held-out features of earlier stages by `{stage}/{sensor}/{modality}`, (n, f+1) with a last column
-    that is 1 where the window was present. `pairs` are the sensors that were trained together.
+    that is 1 where the window was present. `pairs` are the sensors that were trained together. `bases` are, of
+    encoders with adapters, the identities of what these stand on: as it was, and as it is.
     """
 
     plan: Plan
@@ -34,6 +35,7 @@ class Evidence:
     bank: Mapping[str, Tensor]
     pairs: list[tuple[str, str]]
     measured: Measured
+    bases: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
 def embedding_drift(evidence: Evidence) -> list[Gate]:
@@ -82,7 +84,12 @@ def spread(evidence: Evidence) -> list[Gate]:
     return [Gate(f"spread {name}", value, limit, True) for name, value in evidence.measured.spread.items()]
 
 
-GATES: tuple[Callable[[Evidence], list[Gate]], ...] = (embedding_drift, retention, retrieval, spread)
+def base_changed(evidence: Evidence) -> list[Gate]:
+    """What adapters stand on is what it was, to the bit."""
+    return [Gate(f"base changed {name}", float(was != now), 0.0, True) for name, (was, now) in evidence.bases.items()]
+
+
+GATES: tuple[Callable[[Evidence], list[Gate]], ...] = (embedding_drift, retention, retrieval, spread, base_changed)
 
 
 def judge(evidence: Evidence) -> list[Gate]:

@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from trainer import branches
+from trainer.branches import Branched
 from trainer.certificate import root
 from trainer.plan import Moves
 from trainer.projection import basis
@@ -45,13 +47,20 @@ def protectable(trunk: nn.Module, scope: Moves) -> list[str]:
 
     "head": none, only the head outside the trunk moves. "all": every nn.Linear, nn.Conv1d and nn.Conv2d. "last": from
     the last but one layer with groups == 1 on, so the last two that mix channels, and depthwise ones beside them.
+    "adapters": those with a low-rank branch (trainer.branches), which moves in their place.
 
     >>> depthwise = nn.Conv1d(4, 4, 3, groups=4)
     >>> trunk = nn.Sequential(nn.Conv1d(2, 4, 1), nn.Conv1d(4, 4, 1), nn.ReLU(), depthwise, nn.Conv1d(4, 9, 1))
     >>> protectable(trunk, "head"), protectable(trunk, "last"), protectable(trunk, "all")
     ([], ['1', '3', '4'], ['0', '1', '3', '4'])
     """
-    layers = {name: module for name, module in trunk.named_modules() if isinstance(module, Layer)}
+    if scope == "adapters":
+        return list(branches.find(trunk))
+    layers = {
+        name: module
+        for name, module in trunk.named_modules()
+        if isinstance(module, Layer) and not branches.is_part(name)
+    }
     names = list(layers)
     dense = [i for i, name in enumerate(names) if _groups(layers[name]) == 1]
     first = {"head": len(names), "last": dense[-LAST:][0] if dense else 0, "all": 0}
@@ -224,7 +233,8 @@ def fold(module: nn.Module) -> nn.Module:
         for before, after in itertools.pairwise(names):
             convolution, norm = module[int(before)], module[int(after)]
             if isinstance(convolution, (nn.Conv1d, nn.Conv2d)) and isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)):
-                module[int(before)] = fuse_conv_bn_eval(convolution, norm)
+                fused = branches.fold if isinstance(convolution, Branched) else fuse_conv_bn_eval
+                module[int(before)] = fused(convolution, norm)  # type: ignore[arg-type]
                 module[int(after)] = nn.Identity()
     return module
 
@@ -277,6 +287,33 @@ def protect_layers(trunk: nn.Module, moments: Mapping[str, LayerMoments], epsilo
     if len({id(layer.weight) for layer in layers.values()}) < len(layers):
         raise ValueError("two layers share one weight, which cannot be held to both")
     return {name: _protection(name, layer, moments[name], epsilon) for name, layer in layers.items()}
+
+
+def protect_branches(
+    trunk: nn.Module, moments: Mapping[str, LayerMoments], epsilon: float, fresh: bool
+) -> dict[str, LayerProtection]:
+    """Protect what each named convolution and its branch make of the inputs seen so far: B A adds nothing to it.
+
+    A `fresh` branch sees of a window only what no protected direction holds: its A is moved there, and B is free. One
+    that has learned before keeps what A makes of old inputs, and what B makes of that. The protections are of
+    `{name}.lora_a` and `{name}.lora_b`, for `hold_all`.
+    """
+    found = {}
+    for name, layer in branches.find(trunk).items():
+        if name not in moments:
+            continue
+        path, down = f"{name}.{branches.PARTS[0]}", matrix(layer.lora_a).double().cpu()
+        second = moments[name].second[:, : down.shape[2], : down.shape[2]]  # without the bias's 1
+        held = _protection(path, layer.lora_a, LayerMoments(second, moments[name].count), epsilon)
+        if fresh:
+            held = replace(held, start=held.allowed(down))
+            held.hold(layer.lora_a)
+        else:
+            sees = LayerMoments(down @ second @ down.mT, moments[name].count)
+            up = f"{name}.{branches.PARTS[1]}"
+            found[up] = _protection(up, layer.lora_b, sees, epsilon)
+        found[path] = held
+    return found
 
 
 def _protection(name: str, layer: Layer, seen: LayerMoments, epsilon: float) -> LayerProtection:
@@ -353,9 +390,12 @@ def from_tensors(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, LayerM
 
 
 def matrix(layer: Layer) -> Tensor:
-    """Weight of `layer` as (groups, out / groups, d), flattened like its patches, its bias the last column."""
+    """Weight of `layer` as (groups, out / groups, d), flattened like its patches, its bias the last column.
+
+    Of a convolution with a branch, that of the one convolution that computes the same.
+    """
     groups = _groups(layer)
-    weight = layer.weight.detach()
+    weight = branches.whole(layer) if isinstance(layer, Branched) else layer.weight.detach()
     flat = weight.reshape(groups, len(weight) // groups, -1)
     if layer.bias is None:
         return flat

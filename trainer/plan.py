@@ -44,7 +44,7 @@ class WindowSettings(Config, frozen=True):
             raise ValueError("length_s and hop_s must not be below 0, and hop_s at most length_s")
 
 
-Moves = Literal["head", "last", "all"]
+Moves = Literal["head", "last", "all", "adapters"]
 Rules = Literal["hold", "rotate", "published", "ewc", "none"]
 
 
@@ -53,16 +53,21 @@ class EncoderSettings(Config, frozen=True):
 
     `trunk` is `learned` (convolutions) or `fixed` (`width` random features of a coarse look); a first stage chooses.
     `move` says for all modalities, or for each in a table, whether a later stage moves an old encoder's head alone,
-    its trunk's last two layers too, or all of it; layers of a trunk are then protected as heads are.
+    its trunk's last two layers too, or all of it; layers of a trunk are then protected as heads are. `adapters` move
+    nothing old at all, its head neither, but low-rank branches of `rank` beside its convolutions (trainer.branches):
+    what leaves for a device is then little more than these.
     """
 
     trunk: Literal["learned", "fixed"] = "learned"
     width: int = 2048
     move: Moves | dict[str, Moves] = "head"
+    rank: int = 1
 
     def __post_init__(self) -> None:
         if self.width < 16:
             raise ValueError("width must be at least 16")
+        if self.rank < 1:
+            raise ValueError("rank must be at least 1")
 
     def moves(self, modality: str) -> Moves:
         """What may move of one modality's old encoder."""
@@ -305,6 +310,9 @@ class Plan(Config, frozen=True):
             raise ValueError('heads.fit = "moments" goes with protection.rule = "rotate", "hold" or "none"')
         if self.heads.fit == "moments" and self.backward.weight:
             raise ValueError('heads.fit = "moments" solves heads, no loss teaches them: set [backward] weight = 0')
+        moved = self.encoders.move
+        if self.heads.fit == "moments" and "adapters" in (moved.values() if isinstance(moved, dict) else [moved]):
+            raise ValueError('heads.fit = "moments" solves heads, which adapters leave as they are: set fit = "steps"')
         kinds = [modality(spec) for spec in self.prepare]
         if len(set(kinds)) != len(kinds):
             raise ValueError("two [[prepare]] tables for one modality")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from lineside.features import Prepare
 from lineside.release import Certificate, Gate
 from trainer import certificate, checkpoint, evaluate, gates, layers, loop
 from trainer.begin import KEEPS, course_of, start, told_before
-from trainer.checkpoint import Counters, Stage, Tensors
+from trainer.checkpoint import Adapters, Counters, Stage, Tensors
 from trainer.data import Dataset, read
 from trainer.encoders import Encoders
 from trainer.ledger import StageRow
@@ -134,6 +134,7 @@ def described(work: Work, tensors: Tensors, proof: Certificate, measured: evalua
         metrics=measured,
         certificate=proof,
         ledger=[*(before.ledger if before else []), *known.ledger],
+        adapters=adapters_of(tensors.encoders, before.prepare if before else {}),
     )
 
 
@@ -205,8 +206,9 @@ def replaced(plan: Plan, **protection: object) -> Plan:
 def prove(work: Work, tensors: Tensors, measured: evaluate.Measured) -> Certificate:
     """The certificate of a trained stage, its gates judged."""
     embeddings, similarities = drifts(tensors)
+    bases = bases_of(work, tensors.encoders)
     evidence = gates.Evidence(
-        work.plan, tensors.encoders, tensors.changes, embeddings, tensors.bank, work.pairs, measured
+        work.plan, tensors.encoders, tensors.changes, embeddings, tensors.bank, work.pairs, measured, bases
     )
     return Certificate(
         stage=work.parent.stage.stage + 1 if work.parent else 1,
@@ -215,6 +217,26 @@ def prove(work: Work, tensors: Tensors, measured: evaluate.Measured) -> Certific
         similarity_drift=similarities,
         gates=[_numbered(gate) for gate in gates.judge(evidence)],
     )
+
+
+def adapters_of(encoders: Encoders, specs: Mapping[str, Prepare]) -> dict[str, Adapters]:
+    """Rank of each encoder's adapters, and what they stand on; nothing of encoders without."""
+    return {
+        name: Adapters(encoder.rank, checkpoint.identity(specs[name], encoder.base()))
+        for name, encoder in encoders.items()
+        if encoder.rank
+    }
+
+
+def bases_of(work: Work, encoders: Encoders) -> dict[str, tuple[str, str]]:
+    """Of encoders whose adapters learned, the identity of what these stand on: as the parent had it, and as it is."""
+    if work.parent is None:
+        return {}
+    before = work.parent.stage
+    was = checkpoint.identities(before, work.parent.tensors.encoders)
+    was |= {name: each.base for name, each in before.adapters.items()}
+    now = adapters_of(encoders, before.prepare)
+    return {name: (was[name], each.base) for name, each in now.items() if encoders[name].moves == "adapters"}
 
 
 def _numbered(gate: Gate) -> Gate:
