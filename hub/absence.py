@@ -7,58 +7,48 @@ raises none.
 
 from __future__ import annotations
 
-import logging
-import threading
 from collections.abc import Callable, Mapping
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.exc import SQLAlchemyError
 
 from hub import tables
+from hub.chore import Chore
 from hub.ingest import Presence
 from hub.store import Store
-from hub.trouble import trouble
 from lineside import wire
 from lineside.clock import NS, Clock
 from lineside.messages import Alarm
 
-LOG = logging.getLogger("hub.absence")
 TICK_S = 2.0
 EPOCH = 0
 MEND = "check its power and its network, then `systemctl status lineside-uplink` on it"
 
 
-class Absence:
-    """Watches devices' last words, in a thread of its own, until `stop`; `after_s` 0: watches nothing."""
+class Absence(Chore):
+    """Watches devices' last words; `after_s` 0: watches nothing."""
 
     def __init__(
         self, store: Store, presence: Callable[[], Mapping[str, Presence]], after_s: float, clock: Clock
     ) -> None:
+        super().__init__()
         self._store, self._presence, self._clock = store, presence, clock
         self._after_ns, self._after_s = round(after_s * NS), after_s
         self._last: dict[str, Alarm | None] = {}
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="absence", daemon=True)
 
     def start(self) -> None:
-        """Begin in the background."""
+        """Begin in the background, where there is something to watch for."""
         if self._after_ns:
-            self._thread.start()
+            super().start()
 
-    def stop(self) -> None:
-        """End. May be called twice."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def tick(self) -> None:
-        """Raise and clear what is due now. Raises SQLAlchemyError; then the next tick does it."""
+    def turn(self) -> float:
+        """Raise and clear what is due now. Raises SQLAlchemyError; then the next turn does it."""
         now_ns = self._clock.now_ns()
         due = [(device, self._due(device, word, now_ns)) for device, word in dict(self._presence()).items()]
         if told := [(device, alarm) for device, alarm in due if alarm is not None]:
             self._store.add([tables.row("alarm", alarm, wire.encode(alarm), now_ns) for _, alarm in told])
             self._last.update(told)
+        return TICK_S
 
     def _due(self, device: str, now: Presence, now_ns: int) -> Alarm | None:
         last = self._before(device)
@@ -101,13 +91,6 @@ class Absence:
             limits={"offline_s": self._after_s},
             text=f"{device} has been offline for {(now_ns - since_ns) / NS:.0f} s: {MEND}",
         )
-
-    def _run(self) -> None:
-        while not self._stopping.wait(TICK_S):
-            try:
-                self.tick()
-            except SQLAlchemyError as error:
-                LOG.error("absent devices are told later (%s): %s", trouble(error), error)
 
 
 def _cleared(last: Alarm, now_ns: int) -> Alarm:

@@ -7,18 +7,16 @@ book of actions, so that a hub that begins again tells nothing twice (but for wh
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from hub import escalation
 from hub.actions import Actions
 from hub.alarms import Action, What
+from hub.chore import Chore
 from hub.escalation import Notice, Terms
 from hub.groups import Group
 from lineside import config as toml
@@ -79,7 +77,7 @@ class _Attempt:
 
 
 @dataclass
-class Messenger:
+class Messenger(Chore):
     """`groups` looks at the line. Begun without addresses it does nothing."""
 
     plant: PlantConfig
@@ -90,25 +88,18 @@ class Messenger:
     counts: Counts = field(default_factory=Counts)
 
     def __post_init__(self) -> None:
+        super().__init__()
         rules = self.plant.alarms
         spans = round(rules.group_s * NS), round(rules.escalate_min * 60 * NS)
         self._terms = Terms(tuple(self.addresses), *spans, rules.notify_per_hour)
         self._attempts: dict[tuple[str, str, str], _Attempt] = {}
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="messenger", daemon=True)
 
     def start(self) -> None:
         """Begin to tell."""
         if self.addresses:
-            self._thread.start()
+            super().start()
 
-    def stop(self) -> None:
-        """End after the message that is on its way. May be called twice."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def tick(self) -> None:
+    def turn(self) -> float:
         """Send what is due now."""
         now_ns = self.clock.now_ns()
         actions = self.actions.since(now_ns - TOLD_NS)
@@ -119,15 +110,9 @@ class Messenger:
         self._attempts = {name: one for name, one in self._attempts.items() if name in names}
         for name, notice in names.items():
             attempt = self._attempts.setdefault(name, _Attempt(list(self.addresses[notice.target])))
-            if attempt.next_ns <= now_ns and not self._stopping.is_set():
+            if attempt.next_ns <= now_ns and not self.stopping.is_set():
                 self._try(notice, attempt, now_ns)
-
-    def _run(self) -> None:
-        while not self._stopping.wait(TICK_S):
-            try:
-                self.tick()
-            except SQLAlchemyError as error:  # locked or away: it must not silence the hub for good
-                LOG.error("nobody can be told of alarms, tried again each second: %s", error)
+        return TICK_S
 
     def _try(self, notice: Notice, attempt: _Attempt, now_ns: int) -> None:
         title, body = escalation.words(notice, self.plant.site, self.plant.hub.url)

@@ -7,16 +7,13 @@ scores without minutes goes back from the newest to the oldest, a little at a ti
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Sequence
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from hub import minute_rows
+from hub.chore import Chore
 from hub.minutes import MINUTE_NS, Minute
 from hub.store import Store
 from hub.tables import SCORE_OVERVIEW, SCORES
-from hub.trouble import trouble
 from lineside.clock import Clock
 
 LOG = logging.getLogger("hub.overview")
@@ -25,26 +22,15 @@ CHUNK_NS, AGAIN_NS = 30 * MINUTE_NS, 2 * MINUTE_NS  # at a time; the newest minu
 LATE_NS, MOST_LATE = 10 * MINUTE_NS, 2000  # looked back for scores that were committed late
 
 
-class Overview:
-    """`start` begins a thread; reading is for any thread."""
+class Overview(Chore):
+    """Reading is for any thread."""
 
     def __init__(self, store: Store, devices: Callable[[], Sequence[str]], clock: Clock) -> None:
+        super().__init__()
         self._engine, self._insert = store.engine, store.insert
         self._writing = store.engine.execution_options(writes=True)
         self._devices, self._clock = devices, clock
         self._heard_ns = clock.now_ns() - 6 * LATE_NS
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="overview", daemon=True)
-
-    def start(self) -> None:
-        """Begin in the background."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End after the minutes that are being written. May be called twice."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
 
     def minutes(self, device: str, since_ns: int, until_ns: int, step_ns: int = 0) -> list[Minute]:
         """Minutes of kept scores that begin in since_ns <= t < until_ns, in order; as Store.score_minutes."""
@@ -66,7 +52,7 @@ class Overview:
             return False
         until_ns = min(scores[1], now_ns) + 1
         since_ns = had[1] - AGAIN_NS if had else until_ns - until_ns % MINUTE_NS
-        while since_ns < until_ns and not self._stopping.is_set():
+        while since_ns < until_ns and not self.stopping.is_set():
             self._refresh(device, since_ns, min(since_ns + CHUNK_NS, until_ns))
             since_ns += CHUNK_NS
         for begin_ns in late:
@@ -90,15 +76,12 @@ class Overview:
         with self._writing.begin() as connection:
             minute_rows.refresh(connection, self._insert, device, begin_ns, end_ns)
 
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            now_ns, behind = self._clock.now_ns(), False
-            try:
-                for device in self._devices():
-                    behind |= self.bring(device, self._heard_ns, now_ns)
-                    if self._stopping.wait(PAUSE_S):
-                        return
-                self._heard_ns = now_ns - LATE_NS
-            except SQLAlchemyError as error:
-                LOG.error("the overview waits (%s): %s", trouble(error), error)
-            self._stopping.wait(PAUSE_S if behind else EVERY_S)
+    def turn(self) -> float:
+        """Bring every device's minutes a step further."""
+        now_ns, behind = self._clock.now_ns(), False
+        for device in self._devices():
+            behind |= self.bring(device, self._heard_ns, now_ns)
+            if self.stopping.wait(PAUSE_S):
+                return 0.0
+        self._heard_ns = now_ns - LATE_NS
+        return PAUSE_S if behind else EVERY_S

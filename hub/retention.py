@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
-from sqlalchemy.exc import SQLAlchemyError
 
+from hub.chore import Chore
 from hub.tables import KEPT
-from hub.trouble import trouble
 from lineside.clock import NS, Clock
 from lineside.plant import KeepDays
 
@@ -47,30 +45,16 @@ def sweep(store: Rows, keep: KeepDays, now_ns: int, rest: Callable[[], bool]) ->
     return gone
 
 
-class Retention:
-    """A sweep at the start and every hour, in a thread of its own, until `stop`."""
+class Retention(Chore):
+    """A sweep at the start and every hour."""
 
     def __init__(self, store: Rows, keep: KeepDays, clock: Clock) -> None:
+        super().__init__()
         self._store, self._keep, self._clock = store, keep, clock
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="retention", daemon=True)
 
-    def start(self) -> None:
-        """Begin in the background."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End after the batch that is being removed. May be called twice."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                gone = sweep(self._store, self._keep, self._clock.now_ns(), lambda: self._stopping.wait(PAUSE_S))
-                if any(gone.values()):
-                    LOG.info("kept long enough: %s", ", ".join(f"{rows} {kind}" for kind, rows in gone.items() if rows))
-            except SQLAlchemyError as error:
-                LOG.error("old rows stay for now (%s): %s", trouble(error), error)
-            self._stopping.wait(EVERY_S)
+    def turn(self) -> float:
+        """One sweep, ended early by `stop`."""
+        gone = sweep(self._store, self._keep, self._clock.now_ns(), lambda: self.stopping.wait(PAUSE_S))
+        if any(gone.values()):
+            LOG.info("kept long enough: %s", ", ".join(f"{rows} {kind}" for kind, rows in gone.items() if rows))
+        return EVERY_S

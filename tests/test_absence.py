@@ -37,7 +37,7 @@ class Line:
     def after(self, seconds: float) -> list[tuple[str, str]]:
         """Alarms (kind, state of the event) once so many seconds have gone."""
         self.clock.sleep(seconds)
-        self.absence.tick()
+        self.absence.turn()
         desk = Desk(self.store, RULES, self.clock)
         events = desk.events(self.clock.now_ns(), Floor({name: word.word for name, word in self.presence.items()}))
         assert all(not event.inhibited for event in events)

@@ -74,7 +74,7 @@ def test_a_notice_is_tried_again_only_where_it_was_not_taken(actions: Actions) -
     left = []
     for pause_s in (0.0, PAUSES_S[0] - 0.1, 0.2, PAUSES_S[1] - 0.1, 0.2, 60.0):
         made.clock.sleep(pause_s)
-        made.tick()
+        made.turn()
         left.append(ill.fails)
     assert left == [1, 1, 0, 0, -1, -1]  # after a pause, not at every look
     assert (len(well.had), len(ill.had), made.counts.told, made.counts.retried, made.counts.failed) == (1, 1, 1, 2, 0)
@@ -86,7 +86,7 @@ def test_one_that_cannot_be_told_is_counted_and_the_next_one_told_at_once(action
     made = messenger(actions, {"shift": [dead], "leader": [leader]})
     for pause_s in (0.0, *PAUSES_S, 1.0, 1.0):
         made.clock.sleep(pause_s)
-        made.tick()
+        made.turn()
     assert (made.counts.failed, made.counts.told, dead.fails) == (1, 1, 97)
     assert leader.had == ["line1 · station of press-3: anomaly"]
     told = [(each.who, each.what, each.why) for each in actions.since(0)]
@@ -96,12 +96,12 @@ def test_one_that_cannot_be_told_is_counted_and_the_next_one_told_at_once(action
 def test_a_hub_that_begins_again_tells_nothing_twice_and_goes_on(actions: Actions) -> None:
     shift, leader = Place(), Place()
     targets: dict[str, list[Address]] = {"shift": [shift], "leader": [leader]}
-    messenger(actions, targets).tick()
+    messenger(actions, targets).turn()
     again = messenger(actions, targets, clock=SimulatedClock((START_S + 1) * NS))
-    again.tick()
+    again.turn()
     assert (len(shift.had), len(leader.had)) == (1, 0)
     again.clock.sleep(15 * 60)
-    again.tick()
+    again.turn()
     assert (len(shift.had), len(leader.had)) == (1, 1)
 
 
@@ -110,13 +110,13 @@ def test_a_flood_is_held_back_and_told_later(actions: Actions) -> None:
     place = Place(clock=clock)
     made = messenger(actions, {"shift": [place]}, notify_per_hour=2, clock=clock)
     made.groups = lambda: grouped(active(*(alarm(START_S - 100 * n, subject=f"s{n}") for n in range(1, 6))), NS, [])
-    made.tick()
+    made.turn()
     assert (len(place.had), made.counts.held) == (2, 3)
     made.clock.sleep(1.0)
-    made.tick()
+    made.turn()
     assert (len(place.had), made.counts.held) == (2, 3)
     made.clock.sleep(3600.0)
-    made.tick()
+    made.turn()
     assert (len(place.had), made.counts.held) == (4, 1)
 
 

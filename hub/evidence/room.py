@@ -6,13 +6,13 @@ import logging
 import queue
 import re
 import shutil
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
+from hub.chore import Chore
 from hub.evidence import fetch, safe, view
 from hub.evidence.partial import Partial
 from lineside.clock import NS, Clock
@@ -37,8 +37,8 @@ class Told(msgspec.Struct, frozen=True):
     share: float = 0.0
 
 
-class Evidence:
-    """One folder a device. Everything may be called from any thread; a thread of its own fetches, one at a time."""
+class Evidence(Chore):
+    """One folder a device. Everything may be called from any thread; one recording is fetched at a time."""
 
     def __init__(
         self,
@@ -50,24 +50,13 @@ class Evidence:
         arrived: Callable[[str, str], None] = lambda _device, _recording: None,
     ) -> None:
         """`presence` gives a device's last word on its status topic; `arrived` is called after a recording came."""
+        super().__init__()
         self._settings, self._folder, self._source, self._presence = settings, folder, source, presence
         self._clock, self._arrived = clock, arrived
         self._asked: queue.Queue[Alarm] = queue.Queue(MOST_WAITING)
         self._coming: dict[tuple[str, str], Partial | None] = {}
         self._refused: dict[tuple[str, str], str] = {}
         self._swept_ns = 0
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="evidence", daemon=True)
-
-    def start(self) -> None:
-        """Begin to fetch what is asked for, and to forget what is old."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Leave what is under way; it goes on from there when it is asked for again. May be called twice."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
 
     def path(self, device: str, recording: str) -> Path:
         """Where a recording lies, or would. Raises LinesideError for what is no name of one."""
@@ -125,18 +114,18 @@ class Evidence:
             file.unlink(missing_ok=True)
             shutil.rmtree(view.folder_of(file), ignore_errors=True)
 
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                alarm = self._asked.get(timeout=0.5)
-            except queue.Empty:
-                self._sometimes()
-                continue
-            place = (alarm.device, alarm.recording)
-            try:
-                self._fetch(alarm)
-            finally:
-                self._coming.pop(place, None)
+    def turn(self) -> float:
+        """Fetch what is asked for, or forget what is old; what `stop` cuts goes on when it is asked for again."""
+        try:
+            alarm = self._asked.get(timeout=0.5)
+        except queue.Empty:
+            self._sometimes()
+            return 0.0
+        try:
+            self._fetch(alarm)
+        finally:
+            self._coming.pop((alarm.device, alarm.recording), None)
+        return 0.0
 
     def _sometimes(self) -> None:
         if self._clock.now_ns() - self._swept_ns >= EVERY_S * NS:
@@ -148,9 +137,9 @@ class Evidence:
         place, path = (alarm.device, alarm.recording), self.path(alarm.device, alarm.recording)
         partial = Partial(path, alarm.device, round(self._settings.evidence_file_mb * 1e6))
         self._coming[place] = partial
-        while not self._stopping.is_set():
+        while not self.stopping.is_set():
             try:
-                fetch.fetch(self._source, alarm.device, partial, alarm.recording, self._stopping.is_set)
+                fetch.fetch(self._source, alarm.device, partial, alarm.recording, self.stopping.is_set)
                 safe.check(path)
                 self._refused.pop(place, None)
                 self._guarded(self.sweep)
@@ -160,7 +149,7 @@ class Evidence:
                 self._refused[place] = str(error)
                 LOG.warning("recording %s of %s: %s", alarm.recording, alarm.device, error)
                 young = self._clock.now_ns() - alarm.time_ns < YOUNG_NS
-                if isinstance(error, WireError) or not young or self._stopping.wait(AGAIN_S):
+                if isinstance(error, WireError) or not young or self.stopping.wait(AGAIN_S):
                     return
 
     def _guarded(self, work: Callable[[], None]) -> None:
