@@ -59,7 +59,7 @@ def run(config: PlantFile = PLANT, json_: Json = False) -> None:
         from hub.dashboard import server  # NiceGUI takes a second to import; backup and bench need none of it
         from hub.line import Hub
 
-        hub = Hub(plant, base, SystemClock(), config.resolve())
+        hub = Hub(plant, base, SystemClock(), config.name)
         tls = server.Tls(base / plant.hub.cert_file, base / plant.hub.key_file) if plant.hub.cert_file else None
         try:
             hub.start()

@@ -41,9 +41,9 @@ ANSWER_S = 60.0
 class Hub:
     """Everything of one line; `start` starts it in order, `stop` stops it in the other."""
 
-    def __init__(self, plant: PlantConfig, base: Path, clock: Clock, config: Path | None = None) -> None:
-        """`config` is the plant file, for the commands that pages show."""
-        self.plant, self.clock, self.config = plant, clock, config or base / "plant.toml"
+    def __init__(self, plant: PlantConfig, base: Path, clock: Clock, config: str = "plant.toml") -> None:
+        """`config` is the plant file as the commands name it that pages show: they are run where the keys lie."""
+        self.plant, self.clock, self.config = plant, clock, config
         self.repository = base / plant.repository
         self.pins = Pins(base / plant.secrets)
         self.store = stores.Store(stores.database_url(plant.hub.database, base))

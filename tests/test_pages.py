@@ -228,7 +228,7 @@ def test_an_engineer_looks_after_releases_and_fleet(
     visitor.sees("devices are taking it")
     page.locator("li.here", has_text="press-4").wait_for()
     visitor.sees("not verified")
-    command = f"lineside deploy rollout abort --config {hub[0].config} --modality camera"
+    command = "lineside deploy rollout abort --config plant.toml --modality camera"
     assert page.get_by_text(command, exact=True).is_visible()
     before = len(line["press-3"].commands)
     visitor.button("Roll back {modality} of {device}", modality=t("camera"), device="press-3").click()

@@ -65,6 +65,4 @@ class ReleasesView:
 
 def command(visit: Visit, action: str, modality: str) -> str:
     """What to type on the machine that has the keys."""
-    return shlex.join(
-        ["lineside", "deploy", *action.split(), "--config", str(visit.hub.config), "--modality", modality]
-    )
+    return shlex.join(["lineside", "deploy", *action.split(), "--config", visit.hub.config, "--modality", modality])

@@ -138,5 +138,5 @@ class Rollouts:
                 parts.command(t, self._command(act, modality))
 
     def _command(self, act: str, modality: str) -> str:
-        config = str(self._visit.hub.config)
+        config = self._visit.hub.config
         return shlex.join(["lineside", "deploy", "rollout", act, "--config", config, "--modality", modality])
