@@ -35,7 +35,7 @@ def demo(folder, *words, timeout_s=900):
 def holds(code, told, errors, faults):
     assert code == 0, errors
     assert told["ok"]
-    assert told["first_alarm_s"] > 0
+    assert told["first_alarm_s"] < 180
     assert [alarm["fault"] for alarm in told["alarms"]] == faults
     assert all(alarm["top_modality"] == alarm["expected"] for alarm in told["alarms"])
     assert all(alarm["evidence"] for alarm in told["alarms"] if alarm["kind"] == "anomaly")
