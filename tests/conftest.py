@@ -1,6 +1,8 @@
-"""What all tests share: how threads wait and how many a worker has, the switch that accepts new references."""
+"""What all tests share: how threads wait, how many a worker has, the switch that accepts new references, databases."""
 
 import os
+
+import pytest
 
 # Threads that wait for one another by spinning cost each other many times their work on a machine that does anything
 # else, and so do more threads than cores. Read when torch and NumPy are loaded, and by the commands that tests start.
@@ -16,3 +18,35 @@ def pytest_addoption(parser):
         action="store_true",
         help="write anew what is kept: the recorded shift's reference, the pages' screenshots",
     )
+
+
+@pytest.fixture(scope="module")
+def postgres():
+    """The address of a server of this module's own."""
+    from tests import line_postgres
+
+    with line_postgres.server() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def database(request, tmp_path):
+    """The URL of an empty database of each kind that the hub knows."""
+    from hub.store import database_url  # not above: the edge's environment has no hub
+    from tests import line_postgres
+
+    text = "sqlite:///hub.db" if request.param == "sqlite" else request.getfixturevalue("postgres")
+    yield database_url(text, tmp_path)
+    if request.param == "postgresql":
+        line_postgres.empty(text)
+
+
+@pytest.fixture
+def store(database):
+    """The hub's store on it."""
+    from hub.store import Store
+
+    opened = Store(database)
+    assert sum(opened.counts().values()) == 0
+    yield opened
+    opened.close()

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import msgspec
 import pytest
 
@@ -12,31 +9,14 @@ from hub.course import SPANS, course
 from hub.minutes import MINUTE_NS, minute, together
 from hub.overview import CHUNK_NS, Overview
 from hub.retention import sweep
-from hub.store import Store, database_url
+from hub.store import Store
 from lineside.clock import NS, SimulatedClock
 from lineside.messages import Score
 from lineside.plant import KeepDays
-from tests import line_postgres
 from tests.test_store import kept, score
 
 NOW_S = 40 * 86_400
 DEVICE = "press-3"
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[str]:
-    with line_postgres.server() as url:
-        yield url
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    text = "sqlite:///hub.db" if request.param == "sqlite" else request.getfixturevalue("postgres")
-    opened = Store(database_url(text, tmp_path))
-    yield opened
-    opened.close()
-    if request.param == "postgresql":
-        line_postgres.empty(text)
 
 
 def said(seconds: range) -> list[Score]:

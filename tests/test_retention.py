@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -20,27 +19,10 @@ from lineside.config import loads
 from lineside.errors import ConfigError
 from lineside.messages import Tombstone
 from lineside.plant import HubSettings, KeepDays
-from tests import line_postgres
 from tests.test_store import alarm, embeddings, health, kept, score
 
 OLD, NOW = 5 * DAY_NS, 20 * DAY_NS
 KEEP = KeepDays(embedding=14, score=14, alarm=14, health=14, manifest=14)
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[str]:
-    with line_postgres.server() as url:
-        yield url
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    text = "sqlite:///hub.db" if request.param == "sqlite" else request.getfixturevalue("postgres")
-    opened = Store(database_url(text, tmp_path))
-    yield opened
-    opened.close()
-    if request.param == "postgresql":
-        line_postgres.empty(text)
 
 
 def swept(store: Store, keep: KeepDays = KEEP) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -18,25 +17,6 @@ from lineside.errors import ConfigError, WireError
 from lineside.lock import only_one
 from lineside.messages import Alarm, Embedding, Embeddings, Health, Message, Score, Tombstone
 from lineside.topics import TOPICS
-from tests import line_postgres
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[str]:
-    with line_postgres.server() as url:
-        yield url
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    text = "sqlite:///hub.db" if request.param == "sqlite" else request.getfixturevalue("postgres")
-    url = database_url(text, tmp_path)
-    opened = Store(url)
-    assert sum(opened.counts().values()) == 0
-    yield opened
-    opened.close()
-    if request.param == "postgresql":
-        line_postgres.empty(text)
 
 
 def embeddings(start_s: int, *modalities: str, device: str = "press-3") -> Embeddings:
