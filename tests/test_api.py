@@ -25,7 +25,7 @@ from lineside import wire
 from lineside.clock import NS, SystemClock
 from lineside.messages import Manifest, Message, Score
 from lineside.plant import BrokerProcess, PlantConfig
-from tests.test_store import alarm, embeddings, health, kept, postgres, score  # noqa: F401 # a fixture
+from tests.test_store import alarm, embeddings, health, kept, score
 
 
 def plant(folder: Path) -> Hub:
@@ -210,17 +210,13 @@ def test_an_export_reads_no_more_than_it_writes(form: export.Form, most: int) ->
     assert sum(len(piece) for piece in pieces) + sum(sizes) > 4 * most
 
 
-@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
-def test_a_long_history_comes_whole_in_pages(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    text = "sqlite:///hub.db" if kind == "sqlite" else request.getfixturevalue("postgres")
-    store = Store(database_url(text, tmp_path))
+def test_a_long_history_comes_whole_in_pages(store: Store) -> None:
     rows = 2 * STREAM_ROWS + 5
     store.add([kept(score(seq // 3), seq) for seq in range(1, rows + 1)])
     store.add([kept(alarm(f"k{seq}", "raised", seq // 3), seq, epoch=2) for seq in range(1, rows + 1)])
     history = History(store.engine)
     assert [each.seq for each in history.every("score", Span("press-3"))] == list(range(1, rows + 1))
     assert [each.raised.seq for each in history.every("alarm", Span())] == list(range(1, rows + 1))
-    store.close()
 
 
 def test_a_page_reads_no_more_than_its_rows(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,19 +19,9 @@ from hub.store import Store, database_url
 from hub.tables import METADATA
 from lineside.clock import SystemClock
 from lineside.errors import ConfigError
-from tests.test_store import kept, postgres, score  # noqa: F401 # a fixture
+from tests.test_store import kept, score
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sa.URL]:
-    """Of an empty database."""
-    text = "sqlite:///hub.db" if request.param == "sqlite" else request.getfixturevalue("postgres")
-    found = database_url(text, tmp_path)
-    yield found
-    if request.param == "postgresql":
-        change(found, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
 
 
 def change(url: sa.URL, *statements: str) -> None:
@@ -60,42 +49,43 @@ def noted(url: sa.URL) -> list[str]:
     store = Store(url)
     accounts = Accounts(store.engine, SystemClock())
     accounts.note("sato", "looked", "", "")  # its number must not be one that is taken
+    found = [row.outcome for row in accounts.audit()]
     store.close()
-    return [row.outcome for row in accounts.audit()]
+    return found
 
 
-def test_a_store_in_use_is_copied_and_put_back(url: sa.URL, tmp_path: Path) -> None:
-    fill(url, 1, 50)
-    using = Store(url)
+def test_a_store_in_use_is_copied_and_put_back(database: sa.URL, tmp_path: Path) -> None:
+    fill(database, 1, 50)
+    using = Store(database)
     assert len(using.scores("press-3")) == 50
     copy = tmp_path / "copy.db"
-    assert backup.backup(url, copy) == copy.stat().st_size
+    assert backup.backup(database, copy) == copy.stat().st_size
     using.close()
-    fill(url, 51, 60)
-    old = backup.restore(copy, url, tmp_path / "state")
-    assert stored(url) == list(range(1, 51))
-    assert noted(url) == ["", "row 50"]
+    fill(database, 51, 60)
+    old = backup.restore(copy, database, tmp_path / "state")
+    assert stored(database) == list(range(1, 51))
+    assert noted(database) == ["", "row 50"]
     assert old is not None
-    newer = backup.restore(old, url, tmp_path / "state")
-    assert stored(url) == list(range(1, 61))
+    newer = backup.restore(old, database, tmp_path / "state")
+    assert stored(database) == list(range(1, 61))
     assert newer == old  # what was kept is again what was there before
     assert not list(tmp_path.rglob("*.half"))
 
 
-def test_a_backup_comes_back_where_there_is_nothing(url: sa.URL, tmp_path: Path) -> None:
-    fill(url, 1, 5)
-    backup.backup(url, tmp_path / "copy.db")
-    if url.get_backend_name() == "sqlite":
-        Path(str(url.database)).unlink()
+def test_a_backup_comes_back_where_there_is_nothing(database: sa.URL, tmp_path: Path) -> None:
+    fill(database, 1, 5)
+    backup.backup(database, tmp_path / "copy.db")
+    if database.get_backend_name() == "sqlite":
+        Path(str(database.database)).unlink()
     else:
-        change(url, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
-    assert backup.restore(tmp_path / "copy.db", url, tmp_path) is None
-    assert stored(url) == [1, 2, 3, 4, 5]
+        change(database, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+    assert backup.restore(tmp_path / "copy.db", database, tmp_path) is None
+    assert stored(database) == [1, 2, 3, 4, 5]
 
 
-def test_the_hash_is_one_that_sha256sum_checks(url: sa.URL, tmp_path: Path) -> None:
-    fill(url, 1, 5)
-    backup.backup(url, tmp_path / "copy.db")
+def test_the_hash_is_one_that_sha256sum_checks(database: sa.URL, tmp_path: Path) -> None:
+    fill(database, 1, 5)
+    backup.backup(database, tmp_path / "copy.db")
     checked = subprocess.run(
         ["sha256sum", "--check", "copy.db.sha256"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
@@ -103,10 +93,10 @@ def test_the_hash_is_one_that_sha256sum_checks(url: sa.URL, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("harm", ["flipped", "cut", "no hash", "another's hash", "missing"])
-def test_a_copy_that_is_not_as_it_was_is_refused(url: sa.URL, tmp_path: Path, harm: str) -> None:
-    fill(url, 1, 5)
+def test_a_copy_that_is_not_as_it_was_is_refused(database: sa.URL, tmp_path: Path, harm: str) -> None:
+    fill(database, 1, 5)
     copy = tmp_path / "copy.db"
-    backup.backup(url, copy)
+    backup.backup(database, copy)
     data = bytearray(copy.read_bytes())
     if harm == "flipped":
         data[len(data) // 2] ^= 1
@@ -120,8 +110,8 @@ def test_a_copy_that_is_not_as_it_was_is_refused(url: sa.URL, tmp_path: Path, ha
     else:
         copy.unlink()
     with pytest.raises(ConfigError, match=r"copy\.db: (its SHA-256 is not|it or its hash cannot be read)"):
-        backup.restore(copy, url, tmp_path)
-    assert stored(url) == [1, 2, 3, 4, 5]
+        backup.restore(copy, database, tmp_path)
+    assert stored(database) == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(
@@ -132,27 +122,27 @@ def test_a_copy_that_is_not_as_it_was_is_refused(url: sa.URL, tmp_path: Path, ha
     ],
 )
 def test_a_backup_of_a_newer_schema_is_refused_by_name(
-    url: sa.URL, tmp_path: Path, statement: str, named: str, monkeypatch: pytest.MonkeyPatch
+    database: sa.URL, tmp_path: Path, statement: str, named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fill(url, 1, 5)
-    change(url, statement)
+    fill(database, 1, 5)
+    change(database, statement)
     with pytest.raises(ConfigError, match=rf"newer lineside, or shared: {named} is not known; update the hub"):
-        backup.backup(url, tmp_path / "own.db")
+        backup.backup(database, tmp_path / "own.db")
     assert not (tmp_path / "own.db").exists()
     with monkeypatch.context() as newer:
         newer.setattr(backup, "_require_known", lambda *_: None)  # a newer hub knows it
-        backup.backup(url, tmp_path / "newer.db")
+        backup.backup(database, tmp_path / "newer.db")
     with pytest.raises(ConfigError, match=rf"newer\.db: was made by a newer lineside, or shared: {named}"):
-        backup.restore(tmp_path / "newer.db", url, tmp_path)
-    assert stored(url) == [1, 2, 3, 4, 5]
+        backup.restore(tmp_path / "newer.db", database, tmp_path)
+    assert stored(database) == [1, 2, 3, 4, 5]
 
 
-def test_what_migrations_keep_for_themselves_is_no_newer_schema(url: sa.URL, tmp_path: Path) -> None:
-    fill(url, 1, 5)
-    change(url, "CREATE TABLE IF NOT EXISTS alembic_version (version_num VARCHAR(32) NOT NULL)")
-    backup.backup(url, tmp_path / "copy.db")
-    backup.restore(tmp_path / "copy.db", url, tmp_path)
-    assert stored(url) == [1, 2, 3, 4, 5]
+def test_what_migrations_keep_for_themselves_is_no_newer_schema(database: sa.URL, tmp_path: Path) -> None:
+    fill(database, 1, 5)
+    change(database, "CREATE TABLE IF NOT EXISTS alembic_version (version_num VARCHAR(32) NOT NULL)")
+    backup.backup(database, tmp_path / "copy.db")
+    backup.restore(tmp_path / "copy.db", database, tmp_path)
+    assert stored(database) == [1, 2, 3, 4, 5]
 
 
 def with_hash(path: Path, data: bytes) -> Path:
@@ -161,25 +151,25 @@ def with_hash(path: Path, data: bytes) -> Path:
     return path
 
 
-def test_what_is_no_store_is_refused(url: sa.URL, tmp_path: Path) -> None:
-    fill(url, 1, 5)
+def test_what_is_no_store_is_refused(database: sa.URL, tmp_path: Path) -> None:
+    fill(database, 1, 5)
     with sqlite3.connect(tmp_path / "other.db") as other:
         other.execute("CREATE TABLE t (x)")
     other.close()
     for data in (b"no database at all", (tmp_path / "other.db").read_bytes()):
         with pytest.raises(ConfigError):
-            backup.restore(with_hash(tmp_path / "given.db", data), url, tmp_path)
-    assert stored(url) == [1, 2, 3, 4, 5]
+            backup.restore(with_hash(tmp_path / "given.db", data), database, tmp_path)
+    assert stored(database) == [1, 2, 3, 4, 5]
 
 
-def test_a_place_that_cannot_be_written_is_told(url: sa.URL, tmp_path: Path) -> None:
-    fill(url, 1, 2)
+def test_a_place_that_cannot_be_written_is_told(database: sa.URL, tmp_path: Path) -> None:
+    fill(database, 1, 2)
     with pytest.raises(ConfigError):
-        backup.backup(url, tmp_path / "missing" / "copy.db")
+        backup.backup(database, tmp_path / "missing" / "copy.db")
 
 
 @pytest.mark.slow
-def test_a_restore_waits_for_no_other_hub(postgres: str, tmp_path: Path) -> None:  # noqa: F811
+def test_a_restore_waits_for_no_other_hub(postgres: str, tmp_path: Path) -> None:
     url = database_url(postgres, tmp_path)
     fill(url, 1, 5)
     backup.backup(url, tmp_path / "copy.db")
@@ -193,7 +183,7 @@ def test_a_restore_waits_for_no_other_hub(postgres: str, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_restore_that_fails_half_way_leaves_the_store_as_it_was(postgres: str, tmp_path: Path) -> None:  # noqa: F811
+def test_a_restore_that_fails_half_way_leaves_the_store_as_it_was(postgres: str, tmp_path: Path) -> None:
     url = database_url(postgres, tmp_path)
     fill(url, 1, 5)
     backup.backup(url, tmp_path / "copy.db")

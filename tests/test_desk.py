@@ -28,7 +28,6 @@ from lineside.messages import Alarm
 from lineside.plant import AlarmRules, PlantConfig
 from tests.test_alarm_rules import alarm, over, spell
 from tests.test_hub_alarms import arrival
-from tests.test_store import postgres, store  # noqa: F401 - fixtures
 
 START_S = 10_000
 
@@ -39,7 +38,7 @@ def clock() -> SimulatedClock:
 
 
 @pytest.fixture
-def desk(store: Store, clock: SimulatedClock) -> Desk:  # noqa: F811
+def desk(store: Store, clock: SimulatedClock) -> Desk:
     return Desk(store, AlarmRules(), clock)
 
 
@@ -51,7 +50,7 @@ def seen(desk: Desk, clock: SimulatedClock) -> list[Event]:
     return desk.events(clock.now_ns(), Floor())
 
 
-def test_every_action_is_a_row_that_any_hub_reads(store: Store, desk: Desk, clock: SimulatedClock) -> None:  # noqa: F811
+def test_every_action_is_a_row_that_any_hub_reads(store: Store, desk: Desk, clock: SimulatedClock) -> None:
     said = spell(START_S - 100, START_S - 50)
     keep(store, *said)
     assert [event.state for event in seen(desk, clock)] == ["CLEARED_UNACK"]
@@ -74,7 +73,7 @@ def test_every_action_is_a_row_that_any_hub_reads(store: Store, desk: Desk, cloc
     assert rows[0] == Action(START_S * NS, "Sato", "acknowledge", "press-3", said[0].key, "looked at it")
 
 
-def test_a_silence_outlives_the_day_in_which_actions_are_read(store: Store, desk: Desk, clock: SimulatedClock) -> None:  # noqa: F811
+def test_a_silence_outlives_the_day_in_which_actions_are_read(store: Store, desk: Desk, clock: SimulatedClock) -> None:
     desk.silence("press-3", "", clock.now_ns() + 3 * 86_400 * NS, "Abe", "")
     clock.sleep(2 * 86_400)
     keep(store, alarm(clock.now_ns() / NS))
@@ -84,7 +83,7 @@ def test_a_silence_outlives_the_day_in_which_actions_are_read(store: Store, desk
 
 
 def test_one_acknowledgement_is_of_every_raise_of_a_flapping_event(
-    store: Store,  # noqa: F811
+    store: Store,
     desk: Desk,
     clock: SimulatedClock,
 ) -> None:
