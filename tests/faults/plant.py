@@ -7,6 +7,7 @@ the outbox must still hold it.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -303,6 +304,7 @@ def forward(host: str, port: int) -> int:
 
 def resources() -> dict[str, int]:
     """What this process holds: processes, threads, descriptors, shared memories."""
+    gc.collect()  # what earlier work left would go at any moment
     children = 0
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):

@@ -169,7 +169,7 @@ def replugged(folder: Path, strikes: int) -> Found:
     leaked = [
         f"{name} {now - then:+d}"
         for (name, then), now in zip(before.items(), resources().values(), strict=True)
-        if now != then
+        if now > then
     ]
     return Found(broken=", ".join(leaked), told=f"{strikes} cycles; " + ", ".join(before))
 
