@@ -25,7 +25,7 @@ from trainer import layers, published
 from trainer.checkpoint import load_stage, load_tensors
 from trainer.data import Dataset, View
 from trainer.encoders import Encoder
-from trainer.loop import Course, one_step, optimiser_of
+from trainer.loop import Course, batch_of, one_step, optimiser_of
 from trainer.plan import (
     DefectSettings,
     DistillSettings,
@@ -195,7 +195,7 @@ def measure_encoders(
 def _flops(way: Way) -> float:
     """Floating-point operations of one step, forward and back."""
     with FlopCounterMode(display=False) as counter:
-        one_step(way.course, way.optimiser, 0)
+        one_step(way.course, way.optimiser, batch_of(way.course, 0))
     return float(counter.get_total_flops())
 
 
@@ -218,7 +218,7 @@ def grown_by(name: str, parent: Path, batch: int, precision: str) -> float:
     began = _resident("VmRSS")
     way = _way(work)
     for step in range(3):
-        one_step(way.course, way.optimiser, step % way.course.steps)
+        one_step(way.course, way.optimiser, batch_of(way.course, step % way.course.steps))
     return _resident("VmHWM") - began
 
 
@@ -280,7 +280,7 @@ def _timed(way: Way, step: int, where: torch.device, clock: Clock) -> None:
         torch.cuda.synchronize(where)
         torch.cuda.reset_peak_memory_stats(where)
     began = clock.now_ns()
-    one_step(way.course, way.optimiser, step % way.course.steps)
+    one_step(way.course, way.optimiser, batch_of(way.course, step % way.course.steps))
     if cuda:
         torch.cuda.synchronize(where)
     way.milliseconds.append((clock.now_ns() - began) / 1e6)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,6 +73,16 @@ class Course:
         return self.plan.epochs * self.per_epoch
 
 
+@dataclass(frozen=True)
+class Batch:
+    """What one step learns from: rows of the dataset, and this process's share of them as `look` shows it."""
+
+    step: int
+    rows: NDArray[np.int64]
+    inputs: Inputs
+    defects: dict[str, Tensor]
+
+
 def device(world: World) -> torch.device:
     """The accelerator if there is one (each process its own); all cores otherwise. Deterministic on either."""
     if world.size == 1:
@@ -102,9 +113,10 @@ def train(
     log = checkpoint.read_log(folder, first) or [COLUMNS]
     encoders.train()
     began = clock.now_ns()
-    for step in range(first, last):
+    for batch in ahead(course, range(first, last)):
+        step = batch.step
         epoch, place = divmod(step, course.per_epoch)
-        loss, terms = one_step(course, optimiser, step)
+        loss, terms = one_step(course, optimiser, batch)
         told = " ".join(f"{name.replace(' ', ':')}={value.item():.4f}" for name, value in terms.items())
         value, rate = math.nan if loss is None else loss.item(), learning_rate(plan.learning_rate, step, steps)
         seconds = (clock.now_ns() - began) / NS
@@ -120,11 +132,11 @@ def train(
     return known
 
 
-def one_step(course: Course, optimiser: torch.optim.Optimizer, step: int) -> tuple[Tensor | None, dict[str, Tensor]]:
+def one_step(course: Course, optimiser: torch.optim.Optimizer, batch: Batch) -> tuple[Tensor | None, dict[str, Tensor]]:
     """Teacher, loss, gradient, optimiser, and the weights back onto what they may be; the loss and its terms."""
     if course.guide is not None:
         course.guide.follow(course.encoders)
-    terms = step_terms(course, step)
+    step, terms = batch.step, step_terms(course, batch)
     loss, penalty = total(terms, weights_of(course.plan)), course.rule.penalty()
     if loss is not None:
         _finite(loss, step, terms)
@@ -140,8 +152,37 @@ def one_step(course: Course, optimiser: torch.optim.Optimizer, step: int) -> tup
     return loss, terms
 
 
-def step_terms(course: Course, step: int) -> dict[str, Tensor]:
+def step_terms(course: Course, batch: Batch) -> dict[str, Tensor]:
     """Every term of the loss of one step, by name, over the batches of all processes."""
+    seen = embed(course, batch.inputs, batch.defects)
+    kinds = kinds_of(course, batch.rows, next(course.encoders.parameters()).device)
+    settings = course.plan.losses
+    terms = sensor_losses(
+        seen, course.pairs, course.plan.temperature, course.plan.defects, kinds, within=settings.within > 0
+    )
+    if course.guide is not None:
+        ids = torch.from_numpy(batch.rows).to(next(course.encoders.parameters()).device)
+        terms |= course.guide.terms(seen, batch.inputs, ids, course.pairs)
+    return terms
+
+
+def ahead(course: Course, steps: Iterable[int]) -> Iterator[Batch]:
+    """The batch of each step, made while the step before it learns.
+
+    Changing windows is the work of one core, which learning leaves free; batches depend on their step alone.
+    """
+    with ThreadPoolExecutor(1, "batches") as maker:
+        coming: Future[Batch] | None = None
+        for step in steps:
+            made, coming = coming, maker.submit(batch_of, course, step)
+            if made is not None:
+                yield made.result()
+        if coming is not None:
+            yield coming.result()
+
+
+def batch_of(course: Course, step: int) -> Batch:
+    """New moments in the order of the step's epoch, and beside them some of those that are replayed."""
     epoch, place = divmod(step, course.per_epoch)
     order = np.random.default_rng([course.plan.seed, 0, epoch]).permutation(course.learn)
     rows = order[place * course.batch : (place + 1) * course.batch]
@@ -150,17 +191,7 @@ def step_terms(course: Course, step: int) -> dict[str, Tensor]:
         drawn = np.random.default_rng([course.plan.seed, 2, step]).choice(course.replayed, again, replace=False)
         rows = np.concatenate([rows, drawn])
     rows = course.world.order(rows)
-    inputs, defects = look(course, rows, step)
-    seen = embed(course, inputs, defects)
-    kinds = kinds_of(course, rows, next(course.encoders.parameters()).device)
-    settings = course.plan.losses
-    terms = sensor_losses(
-        seen, course.pairs, course.plan.temperature, course.plan.defects, kinds, within=settings.within > 0
-    )
-    if course.guide is not None:
-        ids = torch.from_numpy(rows).to(next(course.encoders.parameters()).device)
-        terms |= course.guide.terms(seen, inputs, ids, course.pairs)
-    return terms
+    return Batch(step, rows, *look(course, rows, step))
 
 
 def look(course: Course, rows: NDArray[np.int64], step: int) -> tuple[Inputs, dict[str, Tensor]]:

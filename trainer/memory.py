@@ -150,7 +150,7 @@ def remembered_rule(work: Work, encoders: Encoders, course: Course, old: Mapping
         }
         return rules.remember_published(old, inputs)
     if rule == "ewc":
-        batches = (loop.step_terms(course, step) for step in range(course.per_epoch))
+        batches = (loop.step_terms(course, batch) for batch in loop.ahead(course, range(course.per_epoch)))
         return rules.remember_ewc(old, encoders, batches, loop.weights_of(work.plan))
     return {}
 
