@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import msgspec
 
@@ -22,6 +23,7 @@ from lineside.rollout_records import Records
 from lineside.targets import Candidate
 
 LISTEN_S = 1.0
+IDLE_S = 2.0
 BACK_S = 60.0
 RETAINED_S = 1.5  # after which what the broker had retained has come
 
@@ -89,17 +91,38 @@ class Conductor:
 
     def run(self, name: str, until: Callable[[Record], bool], show: Callable[[Record, list[Row]], None]) -> Record:
         """Look again and again until the rollout is there or has ended; devices of an opened ring are told at once."""
-        record = self.step(name, RETAINED_S)
-        while not (until(record) or record.ended):
-            place, asked = (record.ring, record.state), set[str]()
-            with contextlib.ExitStack() as requests:
-                while (record.ring, record.state) == place and not until(record):
-                    new = [device for device in self._to_tell(record) if device not in asked]
-                    requests.enter_context(self._told(record, new))
-                    asked.update(new)
-                    record = self.step(name)
-                    show(record, self.rows(record))
+        with Following(self, name) as following:
+            record = following.look(RETAINED_S)
+            while not (until(record) or record.ended):
+                record = following.look()
+                show(record, self.rows(record))
         return self.settled(record) if record.state == "aborted" else record
+
+    def follow(self, stopped: Callable[[], bool], tell: Callable[[Record, str], None]) -> None:
+        """Look at every rollout that is under way, those that begin later too, until `stopped`.
+
+        `tell` gets each event of a record that came meanwhile, whoever brought it about.
+        """
+        following: dict[str, Following] = {}
+        self.seen(RETAINED_S)
+        try:
+            while not stopped():
+                for record in self.records.running():
+                    if record.rollout not in following:
+                        following[record.rollout] = Following(self, record.rollout)
+                for name, one in list(following.items()):
+                    record = one.look()
+                    for text in one.news(record):
+                        tell(record, text)
+                    if record.ended:
+                        following.pop(name).close()
+                    if record.state == "aborted":
+                        self.settled(record)
+                if not following:
+                    self.clock.sleep(IDLE_S)
+        finally:
+            for one in following.values():
+                one.close()
 
     def settled(self, record: Record, wait_s: float = BACK_S) -> Record:
         """Tell devices that a rollout was aborted, and wait until those that are online have gone back.
@@ -107,7 +130,7 @@ class Conductor:
         All that could have begun are told: one may have looked just before, and not have said so yet.
         """
         end_ns, seen = self.clock.now_ns() + round(wait_s * NS), self.seen()
-        with self._told(record, [one for one in record.members(self.devices) if seen.get(one, AWAY).online]):
+        with self.told(record, [one for one in record.members(self.devices) if seen.get(one, AWAY).online]):
             while self._engaged(record, self.seen()) and self.clock.now_ns() < end_ns:
                 pass
         return record
@@ -131,11 +154,11 @@ class Conductor:
         ):
             self.repository.offer(record.versions, record.candidate())
 
-    def _to_tell(self, record: Record) -> list[str]:
+    def to_tell(self, record: Record) -> list[str]:
         """Devices of the open rings that are there and do not have the version yet."""
         return [row.device for row in self.rows(record) if row.progress == "busy"] if record.state == "open" else []
 
-    def _told(self, record: Record, devices: list[str]) -> contextlib.AbstractContextManager[object]:
+    def told(self, record: Record, devices: list[str]) -> contextlib.AbstractContextManager[object]:
         """A request to look into the repository now, which stands while somebody waits for what comes of it."""
         seen = self.seen(0.0)
         asked = {device: {"modality": self._modality(record, seen.get(device, AWAY))} for device in devices}
@@ -164,3 +187,40 @@ def see(pins: Pins, report: Report) -> Seen:
     encoders = manifest.encoders if manifest and not refused else {}
     problems = {text.partition(":")[0]: text for text in (report.health.problems if report.health else [])}
     return Seen(report.status == "online", encoders, refused, problems)
+
+
+class Following:
+    """One rollout that is looked at again and again; devices of the ring that is open stand told, as long as it is."""
+
+    def __init__(self, conductor: Conductor, name: str) -> None:
+        self._conductor, self._name = conductor, name
+        self._requests, self._asked = contextlib.ExitStack(), set[str]()
+        first = conductor.records.read(name)
+        self._place, self._heard = (first.ring, first.state), len(first.events) - 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def look(self, listen_s: float = LISTEN_S) -> Record:
+        """One look, and a word to devices that are to have a look themselves."""
+        record = self._conductor.step(self._name, listen_s)
+        if (place := (record.ring, record.state)) != self._place:
+            self.close()
+            self._place = place
+        new = [device for device in self._conductor.to_tell(record) if device not in self._asked]
+        self._requests.enter_context(self._conductor.told(record, new))
+        self._asked.update(new)
+        return record
+
+    def news(self, record: Record) -> list[str]:
+        """What happened since this was asked before; the first time, how it stood when it was first looked at."""
+        new, self._heard = record.events[self._heard :], len(record.events)
+        return [event.text for event in new]
+
+    def close(self) -> None:
+        """Take the requests back."""
+        self._requests.close()
+        self._asked.clear()

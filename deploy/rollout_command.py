@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -13,8 +14,9 @@ import typer
 from deploy import rollout
 from deploy.conductor import Conductor, Row
 from deploy.desk import PLANT, AsJson, Desk, PlantFile, sit, tell
-from lineside import cli
+from lineside import cli, config
 from lineside.errors import ConfigError, GateError
+from lineside.plant import PlantConfig
 from lineside.rollout_record import Record, Ring, policy, rings
 from lineside.rollout_records import apart
 from lineside.targets import Terms
@@ -142,16 +144,41 @@ def abort(
 
 
 @app.command()
-def watch(config_file: PlantFile = PLANT, modality: OneOf = "", as_json: AsJson = False) -> None:
+def watch(
+    config_file: PlantFile = PLANT,
+    modality: OneOf = "",
+    always: Annotated[bool, typer.Option("--always", help="Every rollout, also later ones, until SIGTERM.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Follow a rollout to its end and act on it: promote where no person is waited for, abort on a breach.
+
+    With --always it is what lineside-rollout.service does: soaks and limits go on with nobody at the desk.
 
     Example: lineside deploy rollout watch --config plant/plant.toml
     """
+    if always:
+        _always(config_file, cli.until_told())
+        return
     desk = sit(config_file)
     record = desk.records.chosen(modality)
     with desk.operator() as operator:
         conductor = desk.conductor(operator)
         _finish(conductor, conductor.run(record.rollout, lambda _: False, _bar), as_json)
+
+
+def _always(config_file: Path, stop: threading.Event) -> None:
+    """Follow every rollout until `stop`; a plant file that has changed is read again."""
+    while not stop.is_set():
+        desk = sit(config_file)
+
+        def other(plant: PlantConfig = desk.plant) -> bool:
+            return config.load(config_file, PlantConfig) != plant
+
+        with desk.operator() as operator:
+            typer.echo(f"following the rollouts of {desk.plant.site}")
+            desk.conductor(operator).follow(
+                lambda: stop.is_set() or other(), lambda record, text: typer.echo(f"{record.name}: {text}")
+            )
 
 
 def abort_now(desk: Desk, record: Record, reason: str, as_json: bool) -> None:

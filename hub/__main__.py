@@ -6,10 +6,8 @@ import contextlib
 import functools
 import json
 import logging
-import signal
 import sys
 import tempfile
-import threading
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,7 +23,7 @@ from hub.ingest import Ingest
 from hub.ran import look_up, moment_ns
 from hub.store import Store, database_url
 from lineside import config as toml
-from lineside.cli import guarded, tell
+from lineside.cli import guarded, tell, until_told
 from lineside.clock import SystemClock
 from lineside.errors import ConfigError, GateError, LinesideError
 from lineside.lock import only_one
@@ -50,7 +48,7 @@ def run(config: PlantFile = PLANT, json_: Json = False) -> None:
     _log()
     plant, base = _load(config)
     url = plant.hub.url
-    stop = _until_told()
+    stop = until_told()
     # Ports first: a hub that cannot show its dashboard must not start a broker either.
     with (
         ports.bind(plant.hub.host, plant.hub.port, "[hub] port of the plant file") as bound,
@@ -82,7 +80,7 @@ def ingest(config: PlantFile = PLANT, json_: Json = False) -> None:
     url = database_url(plant.hub.database, base)
     alone = url.get_backend_name() == "sqlite"
     with only_one(base / plant.state, "hub") if alone else contextlib.nullcontext():
-        store, clock, stop = Store(url), SystemClock(), _until_told()
+        store, clock, stop = Store(url), SystemClock(), until_told()
         taking = Ingest(plant.site, plant.connection("hub"), base, store, clock=clock, shared=store.shared)
         taking.start()
         try:
@@ -203,14 +201,6 @@ def bench(
 def _log() -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)  # hub.migrations says in one line what it did
-
-
-def _until_told() -> threading.Event:
-    """An event that SIGTERM and Ctrl-C set."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
 
 
 @app.command()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 
@@ -29,6 +31,14 @@ def guarded(command: Callable[[], None]) -> None:
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def until_told() -> threading.Event:
+    """An event that SIGTERM and Ctrl-C set: how a command that runs for ever is ended in order."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
 
 
 def tell(text: str) -> None:

@@ -108,8 +108,16 @@ class Operator:
         self._publish({topics.name(self._site, device, "state"): told for device in devices})
 
     def survey(self, listen_s: float = LISTEN_S) -> dict[str, Report]:
-        """What is known of every device of the line, after listening for `listen_s`."""
+        """What is known of every device of the line, after listening for `listen_s`.
+
+        Raises BrokerError when the broker stays away: what was heard before need not be true any more.
+        """
         self._clock.sleep(listen_s)
+        deadline_ns = self._clock.now_ns() + round(ANSWER_S * NS)
+        while not self._client.is_connected():
+            if self._clock.now_ns() > deadline_ns:
+                raise self._gone()
+            self._clock.sleep(LISTEN_S)
         while not self._incoming.empty():
             self._note(*self._incoming.get())
         return dict(self._known)
@@ -144,8 +152,11 @@ class Operator:
         except (RuntimeError, ValueError):  # paho's words for a connection that is gone
             arrived = False
         if not arrived:
-            place = f"broker {self._connection.host}:{self._connection.port}"
-            raise BrokerError(place, "went away during the request", "see that the hub runs, then ask again")
+            raise self._gone()
+
+    def _gone(self) -> BrokerError:
+        place = f"broker {self._connection.host}:{self._connection.port}"
+        return BrokerError(place, "went away", "see that the hub runs, then ask again")
 
     def _on_connect(self, made: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         if reason.is_failure:

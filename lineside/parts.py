@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -61,7 +62,7 @@ EDGE = Part(
 )
 HUB = Part(
     name="hub",
-    units=("lineside-hub.service", "lineside-refresh.service", "lineside-refresh.timer"),
+    units=("lineside-hub.service", "lineside-refresh.service", "lineside-refresh.timer", "lineside-rollout.service"),
     folders=(),  # a plant's keys are not to be had again: whoever wants them gone deletes them
     accounts=("lineside-hub", "lineside-trainer"),
     config="plant.toml",
@@ -140,6 +141,24 @@ def units_of(part: Part, executable: str, systemd: int) -> Iterator[Put]:
         if systemd >= since:
             yield Put(f"{UNITS}/lineside-.service.d/{extra}", (folder / extra).read_bytes())
     yield Put(part.users, (folder / f"{part.file}.sysusers").read_bytes())
+
+
+def reaching(unit: str, broker: str) -> Put:
+    """What lets a unit whose network is closed reach the broker of this name or address.
+
+    >>> [reaching("a.service", where).data for where in ("127.0.0.1", "10.0.0.5", "broker.plant")]
+    [b'[Service]\\n', b'[Service]\\nIPAddressAllow=10.0.0.5\\n', b'[Service]\\nIPAddressAllow=any\\n']
+    """
+    return Put(f"{UNITS}/{unit}.d/broker.conf", f"[Service]\n{_allowed(broker)}".encode())
+
+
+def _allowed(broker: str) -> str:
+    """The line of a unit that lets it reach the broker; localhost is allowed anyway."""
+    try:
+        address = ipaddress.ip_address(broker)
+    except ValueError:
+        return "" if broker in ("", "localhost") else "IPAddressAllow=any\n"
+    return "" if address.is_loopback else f"IPAddressAllow={address}\n"
 
 
 def started(unit: str, target: str = "multi-user") -> Put:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +12,10 @@ import pytest
 
 from deploy import repository, rollout
 from deploy.conductor import Conductor
+from deploy.desk import sit
+from lineside import operator
 from lineside.clock import NS, SimulatedClock, SystemClock
-from lineside.errors import ConfigError, GateError, ReleaseError
+from lineside.errors import BrokerError, ConfigError, GateError, ReleaseError
 from lineside.operator import Report
 from lineside.pins import Pins
 from lineside.plant import PlantConfig
@@ -103,6 +107,54 @@ def test_while_paused_nobody_begins_and_who_was_away_catches_up(plant: Plant) ->
     plant.come("edge-3")
     assert wait(lambda: plant.runs().get("edge-3") == "2")
     assert plant.runs()["edge-1"] == "1"  # it has looked while paused, and nobody has told it since
+
+
+@pytest.mark.slow
+def test_with_a_service_rollouts_go_on_with_nobody_at_the_desk(plant: Plant) -> None:
+    def stands(state: str) -> bool:
+        return wait(lambda: plant.lineside("rollout", "status")["rollout"]["state"] == state, 60)
+
+    command = [sys.executable, "-m", "lineside", "deploy", "rollout", "watch", "--always", "--config", str(plant.file)]
+    service = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        plant.come(*NAMES)
+        assert everybody(plant, "1")
+        start(plant, "--no-wait")
+        assert stands("approval")  # the canary was told, watched and found well
+        assert plant.lineside("rollout", "promote", "--no-wait")["rollout"]["state"] == "open"
+        assert stands("approval")
+        plant.lineside("rollout", "abort")
+        assert everybody(plant, "1")
+        start(plant, "--auto", "--no-wait")
+        assert stands("finished")
+        assert everybody(plant, "2")
+        with plant.file.open("a") as file:
+            file.write("# looked at\n")  # nothing else by it
+        assert service.poll() is None
+        service.terminate()
+        told, _ = service.communicate(timeout=30)
+    finally:
+        service.kill()
+    assert service.returncode == 0
+    lines = told.splitlines()
+    assert lines[0] == "following the rollouts of line1"
+    assert "camera-2: ring 1 of 3 opened: edge-1" in lines
+    assert "camera-2: ring 1 is well, the next one waits for a person" in lines
+    assert "camera-2: aborted: by the operator" in lines
+    assert lines[-1] == "camera-2: finished: every device is to run it"
+
+
+@pytest.mark.slow
+def test_what_was_heard_before_the_broker_went_is_no_ground_to_go_on(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operator, "ANSWER_S", 1.0)
+    desk = sit(plant.file)
+    with desk.operator() as here:
+        assert here.survey() == {}
+        plant.broker.stop()
+        with pytest.raises(BrokerError, match="went away; see that the hub runs"):
+            here.survey()
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from lineside.placing import command as system
 
 ROOT = Path(__file__).parent.parent
 AGENT = {CAPTURE: 10, NETWORK: 15, UPLINK: 15}  # tenths, at most
-SERVER = {HUB.units[0]: 12, HUB.units[1]: 5, TRAIN.units[0]: 15}
+SERVER = {HUB.units[0]: 12, HUB.units[1]: 5, HUB.units[3]: 10, TRAIN.units[0]: 15}
 EXPOSURE = {**AGENT, **SERVER}
 TIMERS = (HUB.units[2], TRAIN.units[1])
 analyze = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")

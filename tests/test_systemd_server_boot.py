@@ -15,7 +15,7 @@ from tests.line_guest import PLACE, Guest, why_not
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(why_not()), reason=why_not())]
 LINESIDE = f"{PLACE}/bin/lineside"
-SERVICE, REFRESH, REFRESH_TIMER = HUB.units
+SERVICE, REFRESH, REFRESH_TIMER, ROLLOUT = HUB.units
 TRAINER, TRAINER_TIMER = TRAIN.units
 
 
@@ -46,6 +46,7 @@ def test_a_plant_is_begun_and_its_hub_runs(guest: Guest):
     assert wait(lambda: guest.is_active(SERVICE)), guest.journal(SERVICE)
     assert wait(lambda: "dashboard on http://127.0.0.1:8080" in guest.journal(SERVICE)), guest.journal(SERVICE)[-1500:]
     assert guest.is_active(REFRESH_TIMER)
+    assert wait(lambda: "following the rollouts of line1" in guest.journal(ROLLOUT)), guest.journal(ROLLOUT)[-1500:]
     assert guest.show(SERVICE, "NRestarts") == "0"
     assert "all is as it should be" in done(guest, "hub", "install", "--config", f"{PLANT}/plant.toml")
 

@@ -178,7 +178,7 @@ def install(
     def here(executable: str, systemd: int) -> tuple[list[Put], list[Own]]:
         assert config is not None
         plan = toml.load(config, NightPlan)
-        broker = toml.load(root / plan.plant.lstrip("/"), PlantConfig).broker.listen if plan.plant else ""
+        broker = toml.load(root / plan.plant.lstrip("/"), PlantConfig).broker.name if plan.plant else ""
         return wanted(plan, config.resolve(), broker, executable, systemd)
 
     changes = carry_out(TRAIN, None if remove else here, Asked(root, executable, dry_run, force, purge))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path, PurePosixPath
 
 from lineside.errors import ConfigError
-from lineside.parts import CONFIG, PLANT, TRAIN, UNITS, Own, Put, hidden_by, started, units_of
+from lineside.parts import CONFIG, PLANT, TRAIN, Own, Put, hidden_by, reaching, started, units_of
 from trainer.night_plan import NightPlan
 
 SERVICE, TIMER = TRAIN.units
@@ -14,7 +13,7 @@ SERVICE, TIMER = TRAIN.units
 
 
 def wanted(plan: NightPlan, file: Path, broker: str, executable: str, systemd: int) -> tuple[list[Put], list[Own]]:
-    """All that shall lie on a machine for the loop's file `file`; `broker` is where the plant's broker listens, if any.
+    """All that shall lie on a machine for the loop's file `file`; `broker` is where the plant's is reached, if any.
 
     Stages that a person trained there as root are given to the service.
     Raises ConfigError for a path that the service could not reach, LinesideError for such a command.
@@ -22,7 +21,7 @@ def wanted(plan: NightPlan, file: Path, broker: str, executable: str, systemd: i
     _refuse_unreachable(plan)
     puts = [
         *units_of(TRAIN, executable, systemd),
-        Put(f"{UNITS}/{SERVICE}.d/broker.conf", f"[Service]\n{_allowed(broker)}".encode()),
+        reaching(SERVICE, broker),
         started(TIMER, "timers"),
         Put(f"{CONFIG}/nightly.toml", file.read_bytes()),
         Put(f"{CONFIG}/{plan.plan}", _read(file.parent / plan.plan)),
@@ -49,18 +48,3 @@ def _read(file: Path) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise ConfigError(str(file), f"cannot be read ({error.strerror})", "put it there") from error
-
-
-def _allowed(broker: str) -> str:
-    """The line of a unit that lets it reach the broker; localhost is allowed anyway.
-
-    >>> _allowed("127.0.0.1"), _allowed("10.0.0.5"), _allowed("broker.plant")
-    ('', 'IPAddressAllow=10.0.0.5\\n', 'IPAddressAllow=any\\n')
-    """
-    if not broker:
-        return ""
-    try:
-        address = ipaddress.ip_address(broker)
-    except ValueError:
-        return "" if broker == "localhost" else "IPAddressAllow=any\n"
-    return "" if address.is_loopback or address.is_unspecified else f"IPAddressAllow={address}\n"
