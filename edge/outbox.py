@@ -24,6 +24,7 @@ from edge import reserve, salvage
 from edge.shelf import LANES, OLDEST, SHIFT, About, Lane, Row, Shelf, is_damage
 from lineside import wire
 from lineside.clock import NS, Clock
+from lineside.files import make_folder
 from lineside.messages import Alarm, Message, Tombstone
 from lineside.ranges import Range
 
@@ -59,7 +60,7 @@ class Outbox:
     """
 
     def __init__(self, path: Path, device: str, max_bytes: int, clock: Clock, max_days: float = 14.0) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         self._path, self._device, self._clock = path, device, clock
         self._max_bytes = self._disk_bytes = max_bytes  # the second is less after the disk was full
         self._max_age_ns = round(max_days * DAY_NS)

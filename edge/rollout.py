@@ -94,21 +94,25 @@ class Rollout:
     def resume(self) -> None:
         """Go on from what was in progress when the agent ended: called once, before encoders are loaded.
 
-        Slots that a power cut left between two switches are switched to where they were going.
+        Slots that a power cut left between two switches are switched to where they were going. Where a file of the set
+        is gone from the disk, all of it begins again.
         """
         self._progress = Progress.load(self._state)
         if (change := self._progress.change) is None:
             return
         change, _ = restarted(change, self._clock.now_ns())
-        self._enter(change)
         slots = self._changeover.slots
+        if change.phase == "probation" and not all(slots.holds(m, one.sha256) for m, one in change.choices.items()):
+            change = msgspec.structs.replace(change, phase="waiting")
+        self._enter(change)
         for modality, choice in change.choices.items():
-            current, spare = slots.current(modality), slots.spare(modality)
-            if change.phase == "probation" and spare and current and spare.sha256 == choice.sha256:
+            current = slots.current(modality)
+            new = current is not None and current.sha256 == choice.sha256
+            if change.phase == "probation" and not new:
                 slots.switch(modality)
-            elif change.phase == "failed":
-                if current and current.sha256 == choice.sha256 and slots.previous(modality) is not None:
-                    slots.rollback(modality)
+            elif change.phase in ("waiting", "failed") and new and slots.previous(modality) is not None:
+                slots.rollback(modality)
+            if change.phase == "failed":
                 self._reject(choice)
         if change.phase in ENDED:
             self._finish(change)
@@ -291,6 +295,8 @@ class Rollout:
             return Waits("the rollout is paused", held=True)
         if self._hours is not None and not self._hours.cover(minute_of(self._clock.now_ns())):
             return Waits(f"the maintenance window is {self._settings.window}", held=True)
+        if self._updater is None:
+            return Broken("[repository] url is not set any more", withdrawn=True)
         pipeline = self._changeover.pipeline
         if unsettled := pipeline.unsettled:
             return Waits(unsettled)

@@ -20,7 +20,7 @@ import msgspec
 
 from lineside.clock import Clock
 from lineside.errors import ReleaseError
-from lineside.files import sha256, sync_folder, write_atomic
+from lineside.files import make_folder, sha256, sync_folder, write_atomic
 
 NAMES = ("a", "b")
 REFETCH = "it is fetched again with the next update"
@@ -75,6 +75,10 @@ class Slots:
         """What the slot that is not in use holds, whole: an earlier encoder, or a staged one."""
         return self._read(modality, self._free(modality))[0]
 
+    def holds(self, modality: str, digest: str) -> bool:
+        """Whether one of the slots has the encoder with this SHA-256, whole."""
+        return any(slot and slot.sha256 == digest for slot in (self.current(modality), self.spare(modality)))
+
     def stage(self, modality: str, data: bytes, *, version: int, expected_sha256: str, target: str) -> Slot:
         """Write an encoder into the slot that is not in use, in place of the previous one; nothing is switched.
 
@@ -96,7 +100,7 @@ class Slots:
             accepted=False,
         )
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             (folder / "slot.json").unlink(missing_ok=True)  # from here to the last line the slot counts as empty
             sync_folder(folder)
             write_atomic(folder / "encoder.onnx", data)

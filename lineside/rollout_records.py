@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from lineside.errors import LinesideError, ReleaseError
-from lineside.files import write_atomic
+from lineside.files import make_folder, write_atomic
 from lineside.rollout_record import Record
 
 
@@ -61,7 +61,7 @@ class Records:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Keep other commands on this machine waiting."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         with (self.folder / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

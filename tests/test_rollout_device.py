@@ -239,6 +239,31 @@ def test_a_power_cut_between_the_switches_of_a_set_heals_at_start(
     assert {one.phase for one in found.rollout.installed.values()} == {"steady"}
 
 
+@pytest.mark.parametrize("gone", ["camera", "microphone"])
+def test_a_set_of_which_a_file_is_gone_at_start_begins_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    offer(bench.repo, {modality: encoder(bench, modality, space="new") for modality in PLANT.modalities}, "7f")
+    count, switch = itertools.count(1), Slots.switch
+
+    def cut(self: Slots, modality: str) -> object:
+        if next(count) == 2:
+            raise Killed
+        return switch(self, modality)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Slots, "switch", cut)
+        with pytest.raises(Killed):
+            bench.update(asked=False)
+    two = next(slot for slot in (bench.slots.current(gone), bench.slots.spare(gone)) if slot and slot.version == 2)
+    two.path.unlink()
+    found = again(bench)
+    assert found.changeover.ensemble.versions == {"camera": "1", "microphone": "1"}
+    settle(found.rollout)
+    assert found.changeover.ensemble.versions == {"camera": "2", "microphone": "2"}
+    assert {one.phase for one in found.rollout.installed.values()} == {"steady"}
+
+
 @pytest.mark.parametrize("killed_at", [1, 2])
 def test_a_power_cut_while_a_set_falls_back_heals_at_start(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, killed_at: int

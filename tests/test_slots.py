@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from edge.slots import Slots
+from lineside import files
 from lineside.clock import SimulatedClock
 from lineside.errors import ReleaseError
 from lineside.files import sha256
@@ -166,3 +167,13 @@ def test_a_kill_at_any_step_of_a_rollback_leaves_the_old_or_the_new(tmp_path: Pa
         assert running(slots) == ((2, 1) if killed else (1, 2))
         step += 1
     assert step > 2
+
+
+def test_the_name_of_a_slot_is_on_the_disk_before_anything_is_told_of_it(
+    slots: Slots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder whose name is not fsynced is gone after a power cut, with all that was fsynced in it."""
+    synced, sync = list[Path](), files.sync_folder
+    monkeypatch.setattr(files, "sync_folder", lambda folder: (synced.append(folder), sync(folder)))
+    stage(slots, 1)
+    assert {tmp_path, tmp_path / "slots", tmp_path / "slots/camera"} <= set(synced)
