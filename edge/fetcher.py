@@ -75,6 +75,11 @@ class Fetcher(FetcherInterface):
             file.seek(0)
             yield file
 
+    def clear(self) -> None:
+        """Forget what has come of files: none is to come any more. A power cut may bring back what was deleted."""
+        for path in self._folder.glob("*.part"):
+            path.unlink(missing_ok=True)
+
     def _fetch(self, url: str) -> Iterator[bytes]:
         return (data for _, data in self._source.parts(url))
 

@@ -16,7 +16,6 @@ from pathlib import Path
 import msgspec
 from tuf.api import exceptions as tuf
 from tuf.api.metadata import TargetFile
-from tuf.ngclient.fetcher import FetcherInterface
 
 from edge import freshness, web
 from edge.change import Choice
@@ -82,7 +81,7 @@ class Updater:
         base: Path,
         state_dir: Path,
         slots: Slots,
-        fetcher: FetcherInterface | None = None,
+        fetcher: Fetcher | None = None,
         device: str = "",
         wall_ns: Callable[[], int] = wall_ns,
     ) -> None:
@@ -111,6 +110,10 @@ class Updater:
                     seen.choices[modality], infos[modality] = self._choice(client, modality, precision)
             except ReleaseError as error:
                 seen.refused[modality] = error
+        if not seen.refused and all(
+            self._slots.holds(modality, choice.sha256) for modality, choice in seen.choices.items()
+        ):
+            self._fetcher.clear()
         self._trusted = client, infos
         return seen
 

@@ -126,6 +126,19 @@ def test_the_signed_file_arrives_whole_and_is_not_switched_to(bench: Bench) -> N
     assert bench.slots.current("microphone").version == 1
 
 
+def test_what_has_come_of_a_file_is_kept_until_nothing_is_to_come_any_more(bench: Bench) -> None:
+    parts = bench.folder / "state" / "repository" / "partial"
+    parts.mkdir(exist_ok=True)
+    part = parts / f"{64 * 'a'}.part"
+    part.write_bytes(b"half")
+    bench.publish("camera", 2)
+    bench.updater.look(["camera"])
+    assert part.exists()
+    assert bench.update("camera") == 2
+    bench.updater.look(["camera"])
+    assert not part.exists()
+
+
 def test_a_device_chooses_its_precision(bench: Bench) -> None:
     bench.publish("camera", 2)
     with pytest.raises(ReleaseError, match="not published in int8") as error:
