@@ -53,6 +53,10 @@ class Desk:
             self._settle(book, seen, now_ns)
         return self._judged(self._read.book, self._read.actions, now_ns, floor)
 
+    def silences(self, now_ns: int) -> list[Action]:
+        """The silences that hold now, by what `events` has read; also those that no event is under."""
+        return silences.running(self._read.actions, now_ns)
+
     def since(self, since_ns: int, now_ns: int, floor: Floor) -> list[Event]:
         """As `events`, of those that had a word at or after `since_ns`."""
         return self._judged(self._book(since_ns)[0], self.actions.since(now_ns - HISTORY_NS), now_ns, floor)

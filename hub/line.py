@@ -215,6 +215,7 @@ class Hub:
             rates(events, now_ns, rules.operators),
             asdict(self.messenger.counts),
             self.ingest.failing,
+            tuple(self.desk.silences(now_ns)),
         )
 
     def _known(self, now_ns: int, lasts: Mapping[str, watch.Arrival | None]) -> Floor:

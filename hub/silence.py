@@ -38,6 +38,12 @@ def spans(actions: Iterable[Action]) -> list[Action]:
     return [*ended, *begun.values()]
 
 
+def running(actions: Iterable[Action], now_ns: int) -> list[Action]:
+    """The silences that hold now, what ends first before; whether an alarm is theirs or not."""
+    holding = [each for each in spans(actions) if each.time_ns <= now_ns < each.until_ns]
+    return sorted(holding, key=lambda each: (each.until_ns, each.device, each.subject))
+
+
 def silenced(events: Iterable[Event], actions: Iterable[Action], now_ns: int) -> list[Event]:
     """Events with the silence that lasts longest of those that are theirs now; what is active stays active.
 

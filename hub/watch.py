@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from hub.alarms import Event
+from hub.alarms import Action, Event
 from hub.groups import Group
 from hub.ingest import Presence
 from hub.rates import Rates
@@ -74,7 +74,8 @@ class Line:
     """The whole page at one moment, worst station first; `ingest` are the hub's own numbers.
 
     `groups` hold the same events by what they tell of, `rates` say how many alarms there are,
-    `notices` how many messages were sent (hub.messenger.Counts), `store` why nothing can be stored now (hub.trouble).
+    `notices` how many messages were sent (hub.messenger.Counts), `store` why nothing can be stored now (hub.trouble),
+    `silences` what holds now, whether an alarm is under it or not.
     """
 
     now_ns: int
@@ -86,6 +87,7 @@ class Line:
     rates: Rates | None = None
     notices: dict[str, int] = field(default_factory=dict)
     store: str = ""
+    silences: tuple[Action, ...] = ()
 
     def station(self, device: str) -> Station | None:
         """The tile of a device."""

@@ -9,6 +9,7 @@ from hub.dashboard import shell
 from hub.dashboard.events import Events
 from hub.dashboard.learned_card import LearnedCard
 from hub.dashboard.rates_card import RatesCard
+from hub.dashboard.silences_card import SilencesCard
 from hub.dashboard.visit import Visit
 from hub.line import Hub
 from hub.watch import Line
@@ -26,7 +27,7 @@ class AlarmsView:
     """One open page."""
 
     def __init__(self, visit: Visit) -> None:
-        self._parts = (RatesCard(visit), LearnedCard(visit), Events(visit))
+        self._parts = (SilencesCard(visit), RatesCard(visit), LearnedCard(visit), Events(visit))
 
     def show(self, line: Line) -> None:
         """Bring every part up to date."""

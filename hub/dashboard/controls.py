@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from nicegui import run, ui
 
 from hub.accounts import Who
-from hub.alarms import Event
+from hub.alarms import Action, Event
 from hub.dashboard import parts
 from hub.dashboard.visit import Visit
 from hub.labels import Word
@@ -38,28 +38,34 @@ FAULTS = (
 )
 
 
-def acknowledge(visit: Visit, events: Iterable[Event]) -> None:
+def acknowledge(visit: Visit, events: Iterable[Event], why: str = "") -> None:
     """Somebody saw these alarms."""
     for event in events:
         device, key = event.raised.device, event.raised.key
         subject = f"{device} {key}"
         if (who := allowed(visit, "acknowledge", subject)) is None:
             return
-        visit.hub.acknowledge(device, key, who.name)
+        visit.hub.acknowledge(device, key, who.name, why)
         visit.hub.accounts.note(who.name, "acknowledge", subject, "done")
 
 
-def silence(visit: Visit, event: Event, minutes: float) -> None:
-    """Somebody does not want to hear alarms of this subject for a while, or wants to hear them again (0)."""
+def silence(visit: Visit, event: Event, minutes: float, why: str = "") -> None:
+    """Somebody does not want to hear alarms of this subject for a while."""
     hub, alarm = visit.hub, event.raised
     subject = f"{alarm.device} {alarm.subject}"
     if (who := allowed(visit, "silence", subject)) is None:
         return
-    if minutes:
-        hub.silence(alarm.device, alarm.subject, hub.clock.now_ns() + round(minutes * 60 * NS), who.name)
-    elif event.silence is not None:
-        hub.unsilence(alarm.device, event.silence.subject, who.name)
+    hub.silence(alarm.device, alarm.subject, hub.clock.now_ns() + round(minutes * 60 * NS), who.name, why)
     hub.accounts.note(who.name, "silence", subject, f"{minutes:g} min")
+
+
+def hear(visit: Visit, silenced: Action, why: str = "") -> None:
+    """Somebody wants to hear again what a silence is of."""
+    hub, subject = visit.hub, f"{silenced.device} {silenced.subject}".strip()
+    if (who := allowed(visit, "silence", subject)) is None:
+        return
+    hub.unsilence(silenced.device, silenced.subject, who.name, why)
+    hub.accounts.note(who.name, "silence", subject, "0 min")
 
 
 async def label(visit: Visit, event: Event, word: Word, kind: str = "", why: str = "") -> None:

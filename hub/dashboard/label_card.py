@@ -53,12 +53,13 @@ class LabelCard:
     def _acts(self, line: Line, event: Event) -> None:
         visit, t = self._visit, self._visit.t
         if not event.acknowledged_by:
-            parts.button(t("Acknowledge"), "check", lambda: controls.acknowledge(visit, [event]), look="solid")
+            seen = partial(self._acknowledge, event)
+            parts.button(t("Acknowledge"), "check", seen, look="solid")
         else:
             when = t.moment(event.acknowledged_ns, line.now_ns)
             ui.label(t("seen {time} · {who}", time=when, who=event.acknowledged_by)).classes("l-soft")
-        if event.active:
-            silencing(visit, line, event)
+        if event.active or event.silence is not None:
+            silencing(visit, line, event, self._reason)
 
     def _words(self, event: Event, said: Said | None, kinds: list[str]) -> None:
         t, word = self._visit.t, said.word if said else ""
@@ -94,8 +95,15 @@ class LabelCard:
         parts.button(t("Take it back"), "undo", partial(self._say, event, "withdrawn"), look="flat")
 
     async def _say(self, event: Event, word: Word, kind: str = "") -> None:
+        await controls.label(self._visit, event, word, kind, self._reason())
+
+    def _acknowledge(self, event: Event) -> None:
+        controls.acknowledge(self._visit, [event], self._reason())
+
+    def _reason(self) -> str:
+        """What stands in the field, which is of one act and then empty."""
         why, self._why.value = (self._why.value or "").strip(), ""
-        await controls.label(self._visit, event, word, kind, why)
+        return why
 
 
 WORDS: dict[Word, str] = {"real": "Real", "not real": "Not real"}

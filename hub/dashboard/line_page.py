@@ -8,6 +8,7 @@ from nicegui import ui
 from hub.dashboard import controls, shell
 from hub.dashboard.open_groups import OpenGroups
 from hub.dashboard.rates_card import RatesCard
+from hub.dashboard.silences_card import SilencesCard
 from hub.dashboard.tiles import Tiles
 from hub.dashboard.visit import Visit
 from hub.line import Hub
@@ -26,7 +27,7 @@ class LineView:
     """One open page."""
 
     def __init__(self, visit: Visit) -> None:
-        self._parts = (Tiles(visit), OpenGroups(visit), RatesCard(visit))
+        self._parts = (Tiles(visit), SilencesCard(visit), OpenGroups(visit), RatesCard(visit))
         if visit.hub.plant.hub.demo and visit.hub.plant.devices:
             controls.fault_panel(visit, visit.hub.plant.devices[0])
 

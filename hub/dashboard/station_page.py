@@ -11,6 +11,7 @@ from hub.dashboard.drifts import Drifts
 from hub.dashboard.encoders import Encoders
 from hub.dashboard.open_groups import OpenGroups
 from hub.dashboard.sensors import Sensors, Watching
+from hub.dashboard.silences_card import SilencesCard
 from hub.dashboard.tiles import Tile
 from hub.dashboard.visit import Visit
 from hub.line import Hub
@@ -37,6 +38,7 @@ class StationView:
         with ui.element("div").classes("l-row"):
             parts.link(t("Back to the line"), "/", "arrow_back", "l-button l-outline")
         self._tile = Tile(t, device, link=False)
+        self._silences = SilencesCard(visit, device)
         self._open = OpenGroups(visit, device)
         self._charts = Charts(visit, device, span)
         with self._charts.grid:
@@ -51,6 +53,7 @@ class StationView:
         if (station := line.station(self._device)) is None:
             return
         self._tile.show(line, station)
+        self._silences.show(line)
         self._open.show(line)
         self._charts.show(line, station)
         self._drifts.show(station)

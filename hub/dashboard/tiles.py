@@ -6,6 +6,7 @@ from nicegui import ui
 
 from hub.dashboard import parts, style
 from hub.dashboard.language import NONE, Language
+from hub.dashboard.silencing import named_in, until
 from hub.dashboard.visit import Visit
 from hub.watch import WORDS, Line, Station
 from lineside.clock import NS
@@ -52,6 +53,9 @@ class Tile:
             with ui.element("div").classes("l-tile-foot"):
                 self._when = ui.label("").classes("l-soft")
                 self._open = ui.label("").classes("l-soft l-open")
+            with ui.element("div").classes("l-tag tone-off") as self._silenced:
+                ui.icon("notifications_paused")
+                self._silences = ui.label("")
 
     def move(self, place: int) -> None:
         """Stand at this place in the grid."""
@@ -70,6 +74,9 @@ class Tile:
         self._when.text = when(t, line, station)
         waiting = sum(event.state != "CLEARED_ACK" for event in station.events)
         self._open.text = t("{n} open alarms", n=waiting) if waiting else t("no open alarm")
+        silences = [each for each in line.silences if each.device == station.device]
+        self._silenced.set_visibility(bool(silences))
+        self._silences.text = ", ".join(f"{named_in(t, line, each)}: {until(t, line, each)}" for each in silences)
         shares = (dict(last.score.contributions), last.score.modalities) if last and station.live else ({}, {})
         self._bar.show(*shares)
 

@@ -52,6 +52,11 @@ JAPANESE = {
     "Silence": "通知を止める",
     "silenced until {time}": "{time} まで通知停止",
     "by {who}": "{who} による",
+    "Silences {what}, new ones too, for:": "{what}の通知を止めます（新しく発生するものも含む）：",
+    "Silenced now": "通知停止中のアラーム",
+    "all anomalies of {station}": "{station} のすべての異常",
+    "all alarms of {name}": "{name} のすべてのアラーム",
+    "the alarm that {device} is away": "{device} のオフラインアラーム",
     "Hear again": "通知を再開する",
     "shift ({n} h)": "シフト（{n} 時間）",
     # rates
