@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from nicegui import Client, ui
+from nicegui.events import GenericEventArguments
+from nicegui.page import page
 
 from hub.accounts import Who
 from hub.actions import Actions
 from hub.alarms import Action, Event
 from hub.dashboard import controls
+from hub.dashboard.alarms_page import AlarmsView
 from hub.dashboard.gate import Visitor
+from hub.dashboard.label_card import LabelCard
 from hub.dashboard.language import Language
+from hub.dashboard.line_page import LineView
+from hub.dashboard.silences_card import SilencesCard
+from hub.dashboard.tiles import Tiles
 from hub.dashboard.visit import Visit
 from hub.desk import Desk
 from hub.ingest import Presence
@@ -189,3 +199,147 @@ def test_the_buttons_silence_what_an_alarm_is_about_and_note_who(hub: Hub, clock
     assert [event.calls for event in hub.look().events] == [True, True]
     told = [(each.who, each.action, each.subject, each.outcome) for each in hub.accounts.audit()]
     assert told == [("Sato", "silence", "press-3 cam0", f"{minutes} min") for minutes in (0, 60, 10)]
+
+
+class Drawn:
+    """A part of a page, drawn without a browser; `show` brings it up to date."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.client = Client(page("/drawn"), request=None)
+        with self.client:
+            self.part = make()
+
+    def show(self, *told: Any) -> None:
+        with self.client:
+            self.part.show(*told)
+
+    def texts(self) -> list[str]:
+        """The words that can be seen."""
+        return [each.text for each in self._all() if isinstance(each, ui.label)]
+
+    def touch(self, words: str) -> None:
+        """The one button or choice of these words."""
+        touched = [each for each in self._all() if isinstance(each, ui.button | ui.item)]
+        (found,) = [each for each in touched if words == (each.text if isinstance(each, ui.button) else _inner(each))]
+        (listener,) = [each for each in found._event_listeners.values() if each.type in ("click", "clickItem")]
+        with self.client:
+            listener.handler(GenericEventArguments(sender=found, client=self.client, args={}))
+
+    def write(self, words: str) -> None:
+        (field,) = [each for each in self._all() if isinstance(each, ui.input) and "Why" in str(each.props["label"])]
+        field.value = words
+
+    def _all(self) -> list[ui.element]:
+        return [
+            each
+            for each in self.client.elements.values()
+            if each.visible and all(outer.visible for outer in each.ancestors())
+        ]
+
+
+def _inner(item: ui.item) -> str:
+    """The words of a choice in a menu."""
+    return next((each.text for each in item if isinstance(each, ui.label)), "")
+
+
+def operator(hub: Hub, language: Any = "en") -> Visit:
+    return Visit(hub, Visitor(Who("Sato", "operator"), None, ""), Language(language))
+
+
+def forgotten(hub: Hub, clock: SimulatedClock) -> None:
+    """A silence of a station's anomalies, begun at an alarm that is over and seen."""
+    raised = alarm(START_S - 5, station="press", subject="press")
+    keep(hub.store, raised)
+    live(hub, "press-3")
+    hub.silence("press-3", "press", clock.now_ns() + 3600 * NS, "Abe", "bearing is on order")
+    hub.acknowledge("press-3", raised.key, "Abe")
+    keep(hub.store, over(raised, START_S))
+    clock.sleep(1.0)
+
+
+@pytest.mark.parametrize("view", [LineView, AlarmsView, SilencesCard])
+def test_a_silence_that_outlives_its_alarm_is_seen_and_ended_on_the_page(
+    hub: Hub, clock: SimulatedClock, view: Callable[[Visit], Any]
+) -> None:
+    forgotten(hub, clock)
+    drawn, t, line = Drawn(lambda: view(operator(hub))), Language("en"), hub.look()
+    assert [event.state for event in line.events] == ["CLEARED_ACK"]
+    drawn.show(line)
+    assert t("Silenced now") in drawn.texts()
+    until = t.moment((START_S + 3600) * NS, line.now_ns)
+    assert f"silenced until {until}" in drawn.texts()
+    assert "all anomalies of press · by Abe · bearing is on order" in drawn.texts()
+    drawn.touch("Hear again")
+    assert hub.look().silences == ()
+    drawn.show(hub.look())
+    assert t("Silenced now") not in drawn.texts()
+    assert not any("silenced until" in text for text in drawn.texts())
+    assert [(each.who, each.action, each.subject) for each in hub.accounts.audit()] == [
+        ("Sato", "silence", "press-3 press")
+    ]
+    another = alarm(START_S + 3, station="press", subject="press", key="another")
+    keep(hub.store, another)
+    clock.sleep(5.0)
+    assert [event.calls for event in hub.look().events if event.active] == [True]
+
+
+def test_a_tile_says_what_is_silenced_of_its_station(hub: Hub, clock: SimulatedClock) -> None:
+    forgotten(hub, clock)
+    for language, what in (("en", "all anomalies of press"), ("ja", "press のすべての異常")):
+        drawn, t, line = Drawn(lambda language=language: Tiles(operator(hub, language))), Language(language), hub.look()
+        drawn.show(line)
+        until = t("silenced until {time}", time=t.moment((START_S + 3600) * NS, line.now_ns))
+        assert [text for text in drawn.texts() if until in text] == [f"{what}: {until}"]  # press-4 has none
+    clock.sleep(3600)
+    drawn.show(hub.look())
+    assert not any("通知停止" in text for text in drawn.texts())
+
+
+def test_a_card_of_one_station_lists_its_own_silences(hub: Hub, clock: SimulatedClock) -> None:
+    for device, subject, minutes in (("press-3", "cam0", 60), ("press-4", "", 30), ("press-3", "press-3", 10)):
+        hub.silence(device, subject, clock.now_ns() + minutes * 60 * NS, "Abe", "")
+    drawn = Drawn(lambda: SilencesCard(operator(hub), "press-3"))
+    drawn.show(hub.look())
+    assert [text for text in drawn.texts() if "Abe" in text] == [
+        "the alarm that press-3 is away · by Abe",  # what ends first
+        "all alarms of cam0 (press-3) · by Abe",
+    ]
+    assert [silence.device for silence in hub.look().silences] == ["press-3", "press-4", "press-3"]
+
+
+def test_what_is_typed_as_the_reason_stands_in_the_history(hub: Hub, clock: SimulatedClock) -> None:
+    raised = alarm(START_S - 5, kind="drift", subject="cam0")
+    keep(hub.store, raised)
+    card = Drawn(lambda: LabelCard(operator(hub)))
+
+    def act(words: str, why: str) -> None:
+        clock.sleep(1.0)
+        line = hub.look()
+        card.show(line, line.events[0])
+        card.write(why)
+        card.touch(words)
+
+    act("10 min", "  lens is being cleaned ")
+    act("Hear again", "it is clean")
+    act("Acknowledge", "seen at the press")
+    line = hub.look()
+    card.show(line, line.events[0])
+    assert "Silences all alarms of cam0 (press-3), new ones too, for:" in card.texts()
+    act("10 min", "")  # a reason is of one act
+    assert [(each.what, each.why) for each in hub.history("press-3", raised.key)[1:]] == [
+        ("silence", "lens is being cleaned"),
+        ("unsilence", "it is clean"),
+        ("acknowledge", "seen at the press"),
+        ("silence", ""),
+    ]
+    assert {each.silence.until_ns for each in hub.look().events if each.silence} == {clock.now_ns() + 600 * NS}
+
+
+def test_a_viewer_ends_no_silence(hub: Hub, clock: SimulatedClock) -> None:
+    forgotten(hub, clock)
+    viewer = replace(operator(hub), visitor=Visitor(Who("Ito", "viewer"), None, ""))
+    drawn = Drawn(lambda: SilencesCard(viewer))
+    drawn.show(hub.look())
+    drawn.touch("Hear again")
+    assert len(hub.look().silences) == 1
+    assert [(each.who, each.outcome) for each in hub.accounts.audit()] == [("Ito", "refused")]
