@@ -95,7 +95,9 @@ def labels(
     normal: Annotated[Path, typer.Option(help="Normal running of the station, as a device is commissioned.")],
     labelled: Annotated[Path, typer.Option(help="The folder that `lineside hub labels` names.")],
     version: Annotated[int, typer.Option(min=0, help="Version of the encoders; 0: the stage's number.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Also write it to this file, where the hub looks.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write it to this file: the hub looks for repository/labels/VERSION.json.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Which labelled alarms a stage would raise again, by the device's own pipeline and the thresholds of each alarm.
@@ -103,11 +105,14 @@ def labels(
     Example: lineside export labels stage-2 --normal line.mcap --labelled plant/labelled
     """
     from export.again import replay
+    from lineside.errors import ConfigError
     from lineside.files import write_atomic
     from trainer import checkpoint
     from trainer.progress import Bar
 
     number = version or checkpoint.load_stage(stage).certificate.stage
+    if out is not None and out.name != f"{number}.json":
+        raise ConfigError(str(out), "is no name that a hub looks for", f"name it {out.with_name(f'{number}.json')}")
     with Bar() as bar:
         found = replay(stage, number, normal, labelled, SystemClock().now_ns(), bar)
     if out is not None:

@@ -1,7 +1,8 @@
 """Scores and alarms as CSV (RFC 4180) or Parquet, written while they are read: in the same memory for any span.
 
 Both have the same columns: those of the message (lineside.messages), of an alarm also its state. In CSV a cell that is
-a table or a list is JSON.
+a table or a list is JSON, and beside each time in nanoseconds, which a spreadsheet would round, stands the same in
+words (`start_ns`, `start_utc`; ISO 8601 to the microsecond).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import itertools
 import types
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
@@ -62,12 +64,33 @@ def write(kind: str, form: Form, found: Iterable[Score | Event]) -> Iterator[byt
 
 
 def _csv(sheet: dict[str, Column], found: Iterable[Any]) -> Iterator[bytes]:
+    sheet = {each: column for name, own in sheet.items() for each, column in _with_words(name, own).items()}
+
     def pieces() -> Iterator[bytes]:
         yield _lines([list(sheet)])
         for some in _batches(found, CSV_ROWS):
             yield _lines([[_text(column.cell(one)) for column in sheet.values()] for one in some])
 
     return pieces()
+
+
+def _with_words(name: str, column: Column) -> dict[str, Column]:
+    """A column, and that of its time in words where it is a time."""
+    if not name.endswith("_ns"):
+        return {name: column}
+    return {name: column, f"{name.removesuffix('_ns')}_utc": Column(str, lambda one: _utc(column.cell(one)))}
+
+
+def _utc(time_ns: int | None) -> str:
+    """A wall-clock time in words; empty where there is none.
+
+    >>> _utc(1_700_000_000_123_456_789), _utc(0)
+    ('2023-11-14T22:13:20.123456Z', '')
+    """
+    if not time_ns:
+        return ""
+    moment = datetime.fromtimestamp(time_ns // 10**9, timezone.utc).replace(microsecond=time_ns % 10**9 // 1000)
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def _lines(rows: list[list[Any]]) -> bytes:

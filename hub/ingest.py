@@ -141,7 +141,10 @@ class Ingest:
             except WireError as error:
                 self.counts.received += 1
                 self.counts.refused += 1
-                self._complain("refused", f"{message.topic.decode(errors='replace')}: {error}", now_ns)
+                device, _ = self._places.get(
+                    message.topic, ("", "")
+                )  # of each its own: one that babbles hides no other
+                self._complain(f"refused {device}", f"{message.topic.decode(errors='replace')}: {error}", now_ns)
         return len(messages)
 
     def _taken(self, message: Publish, now_ns: int) -> bool:

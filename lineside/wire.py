@@ -46,8 +46,10 @@ def decode(kind: str, payload: bytes) -> Any:
         raise WireError(kind, f"payload of {len(payload)} bytes", f"send at most {MAX_BYTES}")
     try:
         return _DECODERS[kind].decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError) as error:
+    except msgspec.ValidationError as error:
         raise WireError(kind, f"payload is not a {kind} message ({error})", "update the older side") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError) as error:
+        raise WireError(kind, f"payload is no {TOPICS[kind].encoding} ({error})", "mend what sends it") from error
 
 
 def stamped(message: Message, epoch: int, seq: int) -> Message:

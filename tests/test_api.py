@@ -170,6 +170,7 @@ def test_csv_has_a_row_a_message_with_tables_as_json(api: TestClient) -> None:
         ("press-3", "6", str(5 * NS)),
         ("press-3", "7", str(6 * NS)),
     ]
+    assert rows[0]["start_utc"] == "1970-01-01T00:00:04.000000Z"  # a spreadsheet rounds nineteen digits
     assert json.loads(rows[0]["contributions"]) == {"cam0": 1.0}
     assert (rows[0]["p_value"], rows[0]["p_upper"]) == ("0.5", "")
     alarms = list(csv.DictReader(io.StringIO(api.get("/export/alarms").text)))

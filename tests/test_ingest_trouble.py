@@ -107,6 +107,15 @@ def test_another_version_of_the_protocol_is_refused_by_name(tmp_path: Path, capl
     assert "speaks v2, this side v1" in caplog.text
 
 
+def test_a_device_that_babbles_hides_no_other_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    taking = alone(tmp_path, SystemClock())
+    taking.take([message("press-3", 1), message("press-4", 1)])
+    with caplog.at_level(logging.WARNING, "hub.ingest"):
+        taking.take([message(device, 2)._replace(payload=b"{") for device in ("press-3", "press-3", "press-4")])
+    assert [("press-3" in told, "press-4" in told) for told in caplog.messages] == [(True, False), (False, True)]
+    assert all("payload is no" in told and "; mend what sends it" in told for told in caplog.messages)
+
+
 def test_an_oversized_message_is_refused_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     taking = alone(tmp_path, SystemClock())
     with caplog.at_level(logging.WARNING, "hub.ingest"):

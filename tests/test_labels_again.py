@@ -53,6 +53,10 @@ def test_a_stage_tells_which_labelled_alarms_it_would_raise_again(tmp_path: Path
     command += ["--normal", str(tmp_path / "normal.mcap"), "--labelled", str(folder), "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    command[-1] = str(tmp_path / "stage-7.json")
+    done_elsewhere = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done_elsewhere.returncode == 2
+    assert "stage-7.json: is no name that a hub looks for; name it" in done_elsewhere.stderr
     found = msgspec.json.decode(out.read_bytes(), type=Replayed)
     assert msgspec.json.decode(done.stdout, type=Replayed) == found
     assert [each.raised for each in found.alarms] == [True, False, None, None, None]

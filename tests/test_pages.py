@@ -7,7 +7,9 @@ import os
 import re
 import shutil
 import signal
+import time
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,7 +24,10 @@ from tests.test_dashboard import ROOT, Device, Hub
 
 SCREENS = ROOT / "docs" / "screens"
 MOST_BYTES = 300_000
-PAGES = {"line": "/", "alarms": "/alarms", "station": "/station/press-3", "releases": "/releases", "fleet": "/fleet"}
+PAGES = {
+    **{"line": "/", "alarms": "/alarms", "station": "/station/press-3", "releases": "/releases", "fleet": "/fleet"},
+    "day": f"/alarms/{date.today()}",  # as the plant's clocks show it
+}
 LOOKS = {"en": "light", "ja": "dark"}
 LOCALES = {"en": "en-GB", "ja": "ja-JP"}
 CRAMPED = """() => {
@@ -193,6 +198,11 @@ def test_an_operator_does_the_work_of_a_shift(
     event.get_by_role("button", name=t("Hear again")).click()
     event.get_by_role("button", name=t("Silence")).wait_for()
     assert event.locator("img").evaluate("image => image.naturalWidth") == 160
+    page.get_by_role("link", name=t("Alarms of another day")).click()
+    visitor.sees("Alarms on {day}: {n}", n=0, day=t.day(time.time_ns() - 86_400 * 10**9))
+    page.get_by_role("link", name=t("the day after")).click()
+    page.locator(".l-event", has_text="press 3").get_by_role("link", name=t("Open")).first.click()
+    page.wait_for_url("**/alarm/**")
     visitor.to("/")
     page.locator(".l-tile", has_text="press-3").click()
     page.wait_for_url("**/station/press-3")

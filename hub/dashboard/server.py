@@ -21,6 +21,7 @@ from hub.dashboard import (
     fleet_page,
     line_page,
     login,
+    past_page,
     releases_page,
     station_page,
     style,
@@ -36,6 +37,7 @@ PAGES: tuple[Callable[[Hub], None], ...] = (
     station_page.mount,
     alarms_page.mount,
     alarm_page.mount,
+    past_page.mount,
     releases_page.mount,
     fleet_page.mount,
 )

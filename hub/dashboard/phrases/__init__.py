@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from hub.dashboard.phrases import alarm, fleet, line, releases, shell, station
+from hub.dashboard.phrases import alarm, fleet, line, past, releases, shell, station
 
 TABLES: dict[str, dict[str, str]] = {
     "shell": shell.JAPANESE,
     "line": line.JAPANESE,
     "alarm": alarm.JAPANESE,
+    "past": past.JAPANESE,
     "station": station.JAPANESE,
     "releases": releases.JAPANESE,
     "fleet": fleet.JAPANESE,
