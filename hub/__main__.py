@@ -100,16 +100,18 @@ def ingest(config: PlantFile = PLANT, json_: Json = False) -> None:
 def backup(
     out: Annotated[Path, typer.Option("--out", help="The file to write.")],
     config: PlantFile = PLANT,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file of that name.")] = False,
     json_: Json = False,
 ) -> None:
     """Copy the store to one file, and its SHA-256 to another beside it, while the hub runs.
 
+    A file that is there is not overwritten, and others cannot read the copy: it holds hashes of passwords.
     A PostgreSQL store needs pg_dump on this machine (apt-get install postgresql-client).
 
     Example: lineside hub backup --out line1.db
     """
     plant, base = _load(config)
-    size = copy_store(database_url(plant.hub.database, base), out)
+    size = copy_store(database_url(plant.hub.database, base), out, force=force)
     _say(f"{out}: {size:,} bytes", {"backup": str(out), "bytes": size}, json_)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import quote
 
 from lineside.messages import Alarm, AlarmState
 
@@ -68,6 +69,11 @@ class Event:
     def calls(self) -> bool:
         """Whether the condition holds and is neither silenced nor inhibited."""
         return self.active and self.silence is None and not self.inhibited
+
+    @property
+    def page(self) -> str:
+        """Where the dashboard shows it."""
+        return f"/alarm/{self.raised.device}/{quote(self.raised.key)}"
 
     @property
     def keys(self) -> tuple[str, ...]:

@@ -45,11 +45,14 @@ class Way(Protocol):
 WAYS: dict[str, Way] = {"sqlite": backup_sqlite, "postgresql": backup_postgres}
 
 
-def backup(url: sa.URL, target: Path) -> int:
+def backup(url: sa.URL, target: Path, *, force: bool = False) -> int:
     """Copy a store that may be in use to `target`, whole or not at all, and its hash beside it; gives its bytes.
 
-    Raises ConfigError when there is no store, when it holds what is not the hub's, or `target` cannot be written.
+    Others cannot read it. Raises ConfigError when there is no store, when it holds what is not the hub's, or `target`
+    cannot be written or, without `force`, is there already.
     """
+    if target.exists() and not force:
+        raise ConfigError(str(target), "is there already", "choose another --out, or overwrite it with --force")
     half = _half(target)
     try:
         _copy(url, half)

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from hub.tables import METADATA
 from lineside.clock import SystemClock
 from lineside.errors import ConfigError
+from lineside.files import make_private
 
 DEBIAN = Path("/usr/lib/postgresql")  # where Debian keeps the programs of each version
 # A column, or a key: as pg_dump writes a table, one a line, with four spaces before it.
@@ -24,6 +25,9 @@ ENDING_TRIES = 30
 
 def copy(url: sa.URL, target: Path) -> None:
     """As hub.backup.Way.copy: one snapshot of the whole database, compressed."""
+    program("pg_dump")  # before there is a file
+    target.unlink(missing_ok=True)
+    make_private(target)
     _run("pg_dump", ["--format=custom", "--no-password", f"--file={target}", _place(url)], url)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from lineside.errors import ConfigError
-from lineside.files import sync_folder
+from lineside.files import make_private, sync_folder
 
 
 def copy(url: sa.URL, target: Path) -> None:
@@ -59,11 +59,12 @@ def put_back(source: Path, url: sa.URL) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    target.unlink(missing_ok=True)
     try:
+        target.unlink(missing_ok=True)
+        make_private(target)
         with contextlib.closing(sqlite3.connect(source)) as live, contextlib.closing(sqlite3.connect(target)) as made:
             live.backup(made)
         with target.open("rb") as file:
             os.fsync(file.fileno())
-    except sqlite3.Error as error:
+    except (OSError, sqlite3.Error) as error:
         raise ConfigError(str(target), f"cannot be written ({error})", "choose another place") from error

@@ -10,11 +10,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
 
 from hub.alarms import Action, Event
 from hub.groups import Group
 from hub.rates import HOUR_NS
+from lineside.clock import NS
+from lineside.messages import Alarm
 
+Weight = Literal["info", "warning", "failure"]  # apprise's words
 TOLD = ("notify", "notify_failed")
 
 
@@ -40,6 +45,13 @@ class Notice:
     def about(self) -> tuple[tuple[str, str], ...]:
         """Device and key of each event."""
         return tuple((event.raised.device, event.raised.key) for event in self.events)
+
+    @property
+    def weight(self) -> Weight:
+        """A warning where nothing is wrong but what drifts or a sensor; else the line, or a device, has failed."""
+        raised = [event.raised for event in self.events]
+        mild = all(alarm.kind in ("drift", "sensor") or alarm.cause == "sensor" for alarm in raised)
+        return "warning" if mild else "failure"
 
 
 def due(
@@ -86,11 +98,22 @@ def _next(group: Group, told: Sequence[Action], now_ns: int, terms: Terms) -> No
 
 
 def words(notice: Notice, site: str, url: str) -> tuple[str, str]:
-    """Title and text of a message."""
+    """Title and text of a message: of each alarm when it was raised, what it says and its page below `url`."""
     first, group = notice.events[0].raised, notice.group
     where = ", ".join(dict.fromkeys(event.raised.station for event in notice.events))
     kinds = ", ".join(sorted({event.raised.kind for event in notice.events}))
     cause = f", {first.cause} at fault" if first.cause in ("sensor", "process") else ""
     lines = [group.cause] if group.cause else []
-    lines += [f"{event.raised.station}: {event.raised.text}" for event in notice.events]
-    return f"{site} · {where}: {kinds}{cause}", "\n".join([*lines, url])
+    for event in notice.events:
+        lines += [f"{_time(event.raised.time_ns)} {_said(event.raised)}", url + event.page]
+    return f"{site} · {where}: {kinds}{cause}", "\n".join(lines)
+
+
+def _said(alarm: Alarm) -> str:
+    """An alarm's text, which may name its station by itself."""
+    named = alarm.text.startswith((f"{alarm.station} ", f"{alarm.station}:"))
+    return alarm.text if named else f"{alarm.station}: {alarm.text}"
+
+
+def _time(time_ns: int) -> str:
+    return datetime.fromtimestamp(time_ns / NS).astimezone().isoformat(timespec="seconds")

@@ -34,11 +34,15 @@ QUEUE_ROWS = 10_000
 LOOK_S = 0.2
 COMPLAIN_NS = 60 * NS
 RETRY_S = 1.0
+IDLE_LOOKS = 25  # so often nothing came in: the store is asked whether it still takes rows
 AHEAD_NS = 60 * NS
 
 
 class Keeper(Protocol):
-    """Where rows go; `add` commits all or raises SQLAlchemyError, and tells how many were new."""
+    """Where rows go; `add` commits all or raises SQLAlchemyError, and tells how many were new.
+
+    Of no rows it commits an empty transaction.
+    """
 
     def add(self, rows: Sequence[tables.Row]) -> int: ...
 
@@ -111,6 +115,11 @@ class Ingest:
     def alive(self) -> bool:
         """Whether the thread that writes to the store runs."""
         return self._writer.is_alive()
+
+    @property
+    def well(self) -> bool:
+        """Whether what comes in is stored: the writer runs, and its last commit or look at an idle store was good."""
+        return self.alive and not self.failing
 
     @property
     def waiting(self) -> int:
@@ -203,9 +212,26 @@ class Ingest:
             LOG.warning("%s (refused so far: %d, queue full: %d)", text, self.counts.refused, self.counts.queue_full)
 
     def _write(self) -> None:
+        idle = 0
         while not (self._stopping.is_set() and not len(self._queue)):
             if batch := self._queue.take(BATCH_ROWS, LOOK_S, BATCH_S):
                 self._commit(batch)
+                idle = 0
+            elif (idle := idle + 1) % IDLE_LOOKS == 0 or self.failing:
+                self._look()
+
+    def _look(self) -> None:
+        """Whether a store to which nothing is written just now would take it."""
+        if self.failing == "full":  # for which nothing but a row is a proof
+            return
+        try:
+            self._keeper.add([])
+        except SQLAlchemyError as error:
+            self.failing = trouble(error)
+            self._complain("store", f"the store takes nothing ({self.failing}): {error}", self._clock.now_ns())
+            self._stopping.wait(RETRY_S)
+        else:
+            self.failing = ""
 
     def _commit(self, batch: list[tables.Row]) -> None:
         try:

@@ -17,7 +17,7 @@ from hub import escalation
 from hub.actions import Actions
 from hub.alarms import Action, What
 from hub.chore import Chore
-from hub.escalation import Notice, Terms
+from hub.escalation import Notice, Terms, Weight
 from hub.groups import Group
 from lineside import config as toml
 from lineside.clock import NS, Clock
@@ -56,7 +56,7 @@ class Targets(Config, frozen=True):
 class Address(Protocol):
     """One place to send to; tells whether it took the message."""
 
-    def notify(self, *, title: str, body: str) -> bool: ...
+    def notify(self, *, title: str, body: str, notify_type: Weight) -> bool: ...
 
 
 @dataclass
@@ -115,8 +115,8 @@ class Messenger(Chore):
         return TICK_S
 
     def _try(self, notice: Notice, attempt: _Attempt, now_ns: int) -> None:
-        title, body = escalation.words(notice, self.plant.site, self.plant.hub.url)
-        attempt.left = [address for address in attempt.left if not _took(address, title, body)]
+        title, body = escalation.words(notice, self.plant.site, self.plant.url)
+        attempt.left = [address for address in attempt.left if not _took(address, title, body, notice.weight)]
         attempt.count += 1
         if attempt.left and attempt.count <= len(PAUSES_S):
             self.counts.retried += 1
@@ -140,9 +140,9 @@ def _name(notice: Notice) -> tuple[str, str, str]:
     return (notice.target, *notice.about[0])
 
 
-def _took(address: Address, title: str, body: str) -> bool:
+def _took(address: Address, title: str, body: str, weight: Weight) -> bool:
     try:
-        return address.notify(title=title, body=body)
+        return address.notify(title=title, body=body, notify_type=weight)
     except Exception:  # a plug-in of somebody else's may raise anything
         LOG.exception("an address failed")
         return False
@@ -151,7 +151,7 @@ def _took(address: Address, title: str, body: str) -> bool:
 def rehearse(targets: dict[str, list[Address]], site: str) -> dict[str, list[bool]]:
     """Send every address a message that says it is a test; which of them took it."""
     told = f"{site} · test", "A test of `lineside hub notify`: alarms will come here."
-    return {name: [_took(address, *told) for address in own] for name, own in targets.items()}
+    return {name: [_took(address, *told, "info") for address in own] for name, own in targets.items()}
 
 
 def addresses(plant: PlantConfig, base: Path) -> dict[str, list[Address]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from hub.tables import (
 )
 from lineside import ranges, wire
 from lineside.errors import ConfigError
+from lineside.files import make_private
 from lineside.messages import Alarm, Health, Manifest, Score
 
 INSERTS: dict[str, Callable[[sa.Table], Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
@@ -77,6 +79,7 @@ class Store:
         self._writing = self._engine.execution_options(preserve_rowcount=True, writes=True)
         self._insert = INSERTS[self._engine.dialect.name]
         if self._engine.dialect.name == "sqlite":
+            _hide(Path(str(url.database)))
             sa.event.listen(self._engine, "connect", _prepare_sqlite)
             sa.event.listen(self._engine, "begin", _begin_sqlite)
         place = url.render_as_string(hide_password=True)
@@ -314,6 +317,14 @@ def _settled(kind: str) -> sa.ColumnElement[bool]:
         return sa.true()
     own = sa.and_(OPEN_ALARMS.c.device == ALARMS.c.device, OPEN_ALARMS.c.key == ALARMS.c.key)
     return sa.not_(sa.exists().where(own))
+
+
+def _hide(path: Path) -> None:
+    """Keep a file of SQLite from others, for it holds hashes of passwords; what SQLite puts beside it goes by it."""
+    beside = [path.with_name(path.name + suffix) for suffix in ("-wal", "-shm")]
+    for each in [path, *(file for file in beside if file.exists())]:
+        with contextlib.suppress(OSError):  # of somebody else's file; where none can be made, opening it says why
+            make_private(each)
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

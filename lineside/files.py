@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import stat
 from pathlib import Path
 
 
@@ -44,6 +45,25 @@ def _alone(path: Path) -> int:
         except BaseException:
             os.close(handle)
             raise
+        os.close(handle)
+
+
+def make_private(path: Path) -> None:
+    """Make an empty file that its owner alone reads; its group too where the folder hands its group on (setgid).
+
+    From a file that is there already, what everybody else may do with it is taken. Raises OSError.
+    """
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & 0o007:
+            path.chmod(mode & ~0o007)
+        return
+    try:
+        if path.parent.stat().st_mode & stat.S_ISGID:
+            os.fchmod(handle, 0o660)
+    finally:
         os.close(handle)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 
 import msgspec
 
@@ -15,6 +16,7 @@ from lineside.windows import MODALITIES
 ROLES: tuple[Writer, ...] = ("hub", "operator")
 HOUR = r"(?:[01]\d|2[0-3]):[0-5]\d"
 HOME_ASSISTANT = "homeassistant"  # its user on the broker, where it is told of the line
+EVERY_ADDRESS = ("0.0.0.0", "::")
 
 
 def is_loopback(host: str) -> bool:
@@ -44,7 +46,7 @@ class BrokerProcess(Config, frozen=True):
             raise ValueError("cert_file and key_file belong together")
         if not self.cert_file and not is_loopback(self.listen):
             raise ValueError("listening beyond loopback needs cert_file and key_file (`lineside deploy init --tls`)")
-        if self.listen in {"0.0.0.0", "::"} and not self.host:
+        if self.listen in EVERY_ADDRESS and not self.host:
             raise ValueError("listening on every address needs `host`, by which devices reach the broker")
 
     @property
@@ -286,6 +288,15 @@ class PlantConfig(Config, frozen=True):
     def users(self) -> tuple[str, ...]:
         """Everybody who has a place on the line's broker: hub, operator, each device; Home Assistant where it is on."""
         return (*ROLES, *self.devices, *([HOME_ASSISTANT] if self.hub.home_assistant else []))
+
+    @property
+    def url(self) -> str:
+        """Where people find the hub from elsewhere: by a name of this machine where it listens on every address."""
+        if self.hub.host not in EVERY_ADDRESS:
+            return self.hub.url
+        own = [*self.hub.names, self.broker.host if self.broker.managed else "", socket.gethostname()]
+        name = next((each for each in own if each and not is_loopback(each)), "localhost")
+        return msgspec.structs.replace(self.hub, host=f"[{name}]" if ":" in name else name).url
 
     def password_file(self, user: str) -> str:
         """Where a broker user's password stands, seen from the plant file's folder."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import replace
+from datetime import datetime
+from typing import Any
+from urllib.parse import quote
 
 import msgspec
 import pytest
@@ -18,7 +22,7 @@ from lineside import config as toml
 from lineside.clock import NS
 from lineside.errors import ConfigError, LinesideError
 from lineside.messages import Alarm
-from lineside.plant import AlarmRules, PlantConfig
+from lineside.plant import AlarmRules, BrokerProcess, HubSettings, PlantConfig
 
 HOUR_NS = 3600 * NS
 MINUTE_NS = 60 * NS
@@ -408,9 +412,50 @@ def test_a_message_says_where_what_and_why() -> None:
     assert title == "line1 · station of press-3, station of press-4, station of press-5: anomaly, process at fault"
     assert body.splitlines() == [
         "every station at once: look for a common cause (noise in the hall)",
-        *(f"station of {device}: unlike normal" for device in LINE),
-        "http://plant-1:8080",
+        *(
+            line
+            for n, event in enumerate(notice.events)
+            for line in (
+                f"{datetime.fromtimestamp(10 + n).astimezone().isoformat()} station of {LINE[n]}: unlike normal",
+                f"http://plant-1:8080/alarm/{LINE[n]}/{quote(event.raised.key)}",
+            )
+        ),
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "cause", "said", "weight"),
+    [
+        ("anomaly", "press-3 is unlike normal", "process", "press-3 is unlike normal", "failure"),
+        ("anomaly", "press-3 is unlike normal", "sensor", "press-3 is unlike normal", "warning"),
+        ("sensor", "mic0 (microphone): no sound", "sensor", "press-3: mic0 (microphone): no sound", "warning"),
+        ("drift", "press-3: drifts", "", "press-3: drifts", "warning"),
+        ("device", "press-30 has been offline", "", "press-3: press-30 has been offline", "failure"),
+    ],
+)
+def test_a_message_names_a_station_once_and_says_how_bad_it_is(
+    kind: str, text: str, cause: str, said: str, weight: str
+) -> None:
+    (group,) = groups.grouped(active(alarm(10, kind=kind, text=text, cause=cause, station="press-3")), 15 * NS, LINE)
+    (notice,), _ = due([group], [], 100 * NS, TERMS)
+    assert words(notice, "line1", "http://plant-1")[1].splitlines()[0].split(" ", 1)[1] == said
+    assert notice.weight == weight
+
+
+@pytest.mark.parametrize(
+    ("hub", "broker", "url"),
+    [
+        ({}, {}, "https://192.168.1.5:8080"),
+        ({"host": "0.0.0.0", "names": ("hub.plant.example",)}, {"host": "plant-1"}, "https://hub.plant.example:8080"),
+        ({"host": "0.0.0.0"}, {"host": "plant-1"}, "https://plant-1:8080"),
+        ({"host": "::"}, {"host": "fd00::5"}, "https://[fd00::5]:8080"),
+        ({"host": "0.0.0.0"}, {"host": "elsewhere", "managed": False}, f"https://{socket.gethostname()}:8080"),
+        ({"host": "0.0.0.0"}, {"host": "127.0.0.1"}, f"https://{socket.gethostname()}:8080"),
+    ],
+)
+def test_a_link_names_a_machine_that_can_be_reached(hub: dict[str, Any], broker: dict[str, Any], url: str) -> None:
+    settings = HubSettings(**{"host": "192.168.1.5", "login": True, "cert_file": "c", "key_file": "k", **hub})
+    assert PlantConfig(site="line1", devices=[], hub=settings, broker=BrokerProcess(**broker)).url == url
 
 
 # the plant file

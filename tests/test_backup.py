@@ -83,6 +83,42 @@ def test_a_backup_comes_back_where_there_is_nothing(database: sa.URL, tmp_path: 
     assert stored(database) == [1, 2, 3, 4, 5]
 
 
+def test_a_backup_is_no_others_to_read_and_overwrites_nothing(database: sa.URL, tmp_path: Path) -> None:
+    fill(database, 1, 5)
+    copy = tmp_path / "copy.db"
+    backup.backup(database, copy)
+    assert copy.stat().st_mode & 0o777 == 0o600
+    before = copy.read_bytes()
+    fill(database, 6, 9)
+    with pytest.raises(ConfigError, match=r"copy\.db: is there already; choose another --out, or .*--force"):
+        backup.backup(database, copy)
+    assert copy.read_bytes() == before
+    backup.backup(database, copy, force=True)
+    assert copy.read_bytes() != before
+    backup.restore(copy, database, tmp_path)
+    assert stored(database) == list(range(1, 10))
+    secret = [path for path in tmp_path.iterdir() if path.is_file() and path.suffix != ".sha256"]
+    assert [path.name for path in secret if path.stat().st_mode & 0o077] == []
+
+
+@pytest.mark.parametrize(("folder_mode", "mode"), [(0o750, 0o600), (0o2770, 0o660)])
+def test_the_store_is_no_others_to_read(tmp_path: Path, folder_mode: int, mode: int) -> None:
+    folder = tmp_path / "plant"
+    folder.mkdir()
+    folder.chmod(folder_mode)
+    url = database_url("sqlite:///hub.db", folder)
+    fill(url, 1, 2)
+    using = Store(url)
+    assert len(using.scores("press-3")) == 2
+    assert {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()} == {
+        name: mode for name in ("hub.db", "hub.db-wal", "hub.db-shm")
+    }
+    using.close()
+    (folder / "hub.db").chmod(0o644)  # as an older lineside left it
+    Store(url).close()
+    assert (folder / "hub.db").stat().st_mode & 0o007 == 0
+
+
 def test_the_hash_is_one_that_sha256sum_checks(database: sa.URL, tmp_path: Path) -> None:
     fill(database, 1, 5)
     backup.backup(database, tmp_path / "copy.db")

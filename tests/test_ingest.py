@@ -11,18 +11,27 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import msgspec
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from sqlalchemy.exc import OperationalError
 
+from hub import ingest as ingests
 from hub.broker import Broker
+from hub.dashboard import api
 from hub.ingest import Ingest, Presence
+from hub.line import Hub
 from hub.store import Store, database_url
+from hub.subscriber import Subscriber
 from hub.tables import Row
 from lineside import mqtt, topics, wire
 from lineside.clock import NS, SystemClock
 from lineside.messages import Ack, Message, Score, Tombstone
+from lineside.mqtt import BrokerConfig
 from lineside.plant import BrokerProcess, PlantConfig
 from tests.line_broker import wait
 
@@ -165,6 +174,27 @@ class Broken:
         return self.store.add(rows)
 
 
+def test_health_is_what_the_store_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingests, "LOOK_S", 0.01)
+    store = Store(database_url("sqlite:///hub.db", tmp_path))
+    keeper = Broken(store)
+    ingest = Ingest("line1", BrokerConfig(), tmp_path, keeper, clock=SystemClock())
+    monkeypatch.setattr(Subscriber, "start", lambda _: None)
+    monkeypatch.setattr(Subscriber, "connected", True)
+    app = FastAPI()
+    api._mount_state(app, cast(Hub, SimpleNamespace(ingest=ingest)))
+    client = TestClient(app)
+    ingest.start()
+    assert wait(lambda: client.get("/healthz").status_code == 503)  # though nothing came in
+    assert client.get("/healthz").json() == {"status": "unwell", "broker": True, "ingest": False}
+    assert ingest.alive
+    keeper.mended = True
+    assert wait(lambda: client.get("/healthz").status_code == 200)
+    assert ingest.counts.commit_failed == 0
+    ingest.stop()
+    store.close()
+
+
 @pytest.mark.slow
 def test_no_commit_no_acknowledgement(line: Line, device: Device) -> None:
     keeper = Broken(line.store)
@@ -173,11 +203,11 @@ def test_no_commit_no_acknowledgement(line: Line, device: Device) -> None:
     assert wait(lambda: ingest.counts.commit_failed == 1)
     time.sleep(0.5)
     assert device.acks == []
-    assert ingest.failing == "failed"
+    assert (ingest.failing, ingest.well) == ("failed", False)
     keeper.mended = True
     device.send(SCORE, 1)  # what a device does with an unacknowledged message
     assert wait(lambda: device.acknowledged() == {1})
-    assert ingest.failing == ""
+    assert (ingest.failing, ingest.well) == ("", True)
     ingest.stop()
     assert line.store.counts()["scores"] == 1
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from datetime import datetime
 from email import message_from_bytes, policy
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from hub.actions import Actions
+from hub.escalation import Weight
 from hub.groups import Group, grouped
 from hub.line import Hub
 from hub.messenger import PAUSES_S, Address, Messenger, addresses
@@ -38,7 +40,7 @@ class Place:
         self.fails, self.clock = fails, clock
         self.had: list[str] = []
 
-    def notify(self, *, title: str, body: str) -> bool:
+    def notify(self, *, title: str, body: str, notify_type: Weight) -> bool:
         self.fails -= 1
         if self.clock:
             self.clock.sleep(0.01)
@@ -221,7 +223,10 @@ def test_a_real_webhook_and_a_real_mail_server_are_told(
     made.stop()
     (said,) = webhook.had
     assert said["title"] == "line1 · station of press-3: anomaly"
-    assert said["message"] == "station of press-3: unlike normal\nhttp://127.0.0.1:8081"
+    (event,) = one_group()[0].events
+    when, link = datetime.fromtimestamp(START_S - 60).astimezone().isoformat(), f"http://127.0.0.1:8081{event.page}"
+    assert said["message"] == f"{when} station of press-3: unlike normal\n{link}"
+    assert said["type"] == "failure"
     ((sender, receivers, letter),) = had
     assert (sender, receivers) == ("hub@line1.example", ["leader@line1.example"])
     assert (letter["Subject"], "unlike normal" in letter.as_string()) == (said["title"], True)

@@ -39,7 +39,7 @@ def _mount_state(app: FastAPI, hub: Hub) -> None:
     @app.get("/healthz")
     def healthz(response: Response) -> dict[str, Any]:
         """200 while the hub hears the broker and writes to its store, else 503."""
-        parts = {"broker": hub.ingest.connected, "ingest": hub.ingest.alive}
+        parts = {"broker": hub.ingest.connected, "ingest": hub.ingest.well}
         response.status_code = 200 if all(parts.values()) else 503
         return {"status": "ok" if all(parts.values()) else "unwell", **parts}
 

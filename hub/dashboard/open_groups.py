@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from urllib.parse import quote
 
 from nicegui import ui
 
@@ -85,7 +84,7 @@ class OpenGroups:
 
 def address(event: Event) -> str:
     """Where an alarm has its page."""
-    return f"/alarm/{event.raised.device}/{quote(event.raised.key)}"
+    return event.page
 
 
 def open_first(groups: Iterable[Group], device: str = "") -> list[Group]:
