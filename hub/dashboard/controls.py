@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from nicegui import run, ui
 
-from hub.accounts import Who
+from hub.accounts import NEEDS, Who
 from hub.alarms import Action, Event
 from hub.dashboard import parts
 from hub.dashboard.visit import Visit
@@ -128,6 +128,16 @@ async def ask(visit: Visit, device: str, op: str, args: dict[str, str], what: st
         ui.notify(told, type="negative", timeout=LONG_MS)
 
 
+def only(visit: Visit, action: str, made: ui.button) -> ui.button:
+    """A button that does nothing for a visitor whose role is not enough for `action`, and says so."""
+    who = visit.visitor.who
+    if not who.may(action):
+        made.disable()
+        told = "Your role is not enough for this; ask somebody with the role {role}"
+        made.props["title"] = visit.t(told, role=visit.t(NEEDS[action]))
+    return made
+
+
 def allowed(visit: Visit, action: str, subject: str) -> Who | None:
     """Who acts, None where it may not be: told on the page and in the audit log."""
     try:
@@ -164,4 +174,4 @@ def fault_panel(visit: Visit, device: str) -> None:
                 args = {"kind": fault.kind, "seconds": str(FAULT_S)}
                 await ask(visit, device, "fault", args, t(fault.text))
 
-            parts.button(t(fault.text), fault.icon, inject)
+            only(visit, "fault", parts.button(t(fault.text), fault.icon, inject))

@@ -45,3 +45,4 @@ class Encoders:
             made = parts.button(t("Roll back"), "undo", back)
             made.props["aria-label"] = t("Roll back {modality} of {device}", modality=t(name), device=device)
             made.set_enabled(bool(encoder.previous) and presence == "online")
+            controls.only(self._visit, "rollback", made)

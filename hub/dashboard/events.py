@@ -57,9 +57,10 @@ class Events:
             with ui.element("div").classes("l-acts"):
                 tag(t(look.text), look.icon, look.tone, solid=look.solid)
                 if not event.acknowledged_by:
-                    parts.button(
+                    seen = parts.button(
                         t("Acknowledge"), "check", lambda: controls.acknowledge(self._visit, [event]), look="solid"
                     )
+                    controls.only(self._visit, "acknowledge", seen)
                 else:
                     when = t.moment(event.acknowledged_ns, line.now_ns)
                     ui.label(t("seen {time} · {who}", time=when, who=event.acknowledged_by)).classes("l-soft")

@@ -54,7 +54,7 @@ class LabelCard:
         visit, t = self._visit, self._visit.t
         if not event.acknowledged_by:
             seen = partial(self._acknowledge, event)
-            parts.button(t("Acknowledge"), "check", seen, look="solid")
+            controls.only(visit, "acknowledge", parts.button(t("Acknowledge"), "check", seen, look="solid"))
         else:
             when = t.moment(event.acknowledged_ns, line.now_ns)
             ui.label(t("seen {time} · {who}", time=when, who=event.acknowledged_by)).classes("l-soft")
@@ -66,10 +66,12 @@ class LabelCard:
         real = parts.button(t("Real"), "report", partial(self._say, event, "real"))
         other = parts.button(t("Not real"), "thumb_down", partial(self._say, event, "not real"))
         for made, of in ((real, "real"), (other, "not real")):
+            controls.only(self._visit, "label", made)
             made.props["aria-pressed"] = "true" if word == of else "false"
             if word == of:
                 made.classes(replace="l-button l-solid")
-        with parts.button(t("Which fault"), "category"), ui.menu().classes("l-menu") as menu:
+        which = parts.button(t("Which fault"), "category")
+        with controls.only(self._visit, "label", which), ui.menu().classes("l-menu") as menu:
             for kind in kinds:
                 choice = ui.item(on_click=partial(self._say, event, "real", kind))
                 with choice.props("v-close-popup").classes("l-choice"):
@@ -92,7 +94,8 @@ class LabelCard:
         parts.tag(word, "label", "bad" if said.word == "real" else "good")
         told = t("said by {who}, {time}", who=said.who, time=t.moment(said.time_ns, line.now_ns))
         ui.label(t.joined(told, said.why)).classes("l-soft")
-        parts.button(t("Take it back"), "undo", partial(self._say, event, "withdrawn"), look="flat")
+        back = parts.button(t("Take it back"), "undo", partial(self._say, event, "withdrawn"), look="flat")
+        controls.only(self._visit, "label", back)
 
     async def _say(self, event: Event, word: Word, kind: str = "") -> None:
         await controls.label(self._visit, event, word, kind, self._reason())

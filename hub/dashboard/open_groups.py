@@ -77,7 +77,8 @@ class OpenGroups:
             with ui.element("div").classes("l-actions"):
                 if waiting:
                     words = t("Acknowledge") if len(waiting) == 1 else t("Acknowledge {n}", n=len(waiting))
-                    parts.button(words, "check", lambda: controls.acknowledge(visit, waiting), "solid")
+                    seen = parts.button(words, "check", lambda: controls.acknowledge(visit, waiting), "solid")
+                    controls.only(visit, "acknowledge", seen)
                 parts.link(t("Open"), address(event), "arrow_forward", "l-button l-outline")
         return row
 

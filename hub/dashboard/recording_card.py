@@ -61,7 +61,10 @@ class RecordingCard:
             parts.said(t, told.reason, "l-soft")
         if told.word == "missing":
             with ui.element("div").classes("l-row"):
-                parts.button(t("Get the recording"), "download", lambda: controls.fetch(visit, self._event), "solid")
+                get = parts.button(
+                    t("Get the recording"), "download", lambda: controls.fetch(visit, self._event), "solid"
+                )
+                controls.only(visit, "evidence", get)
 
     def _small(self) -> None:
         with ui.element("div").classes("l-pictures"):

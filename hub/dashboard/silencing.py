@@ -21,7 +21,10 @@ def silencing(visit: Visit, line: Line, event: Event, why: Callable[[], str] = s
         return
     shift_hours = visit.hub.plant.alarms.shift_hours
     spans = {10.0: ("{n} min", 10), 60.0: ("{n} h", 1), shift_hours * 60: ("shift ({n} h)", shift_hours)}
-    with parts.button(t("Silence"), "notifications_paused"), ui.menu().props("auto-close").classes("l-menu"):
+    with (
+        controls.only(visit, "silence", parts.button(t("Silence"), "notifications_paused")),
+        ui.menu().props("auto-close").classes("l-menu"),
+    ):
         whole = named(t, alarm.device, alarm.subject, alarm.station)
         ui.label(t("Silences {what}, new ones too, for:", what=whole)).classes("l-choice l-soft")
         for minutes, (phrase, number) in spans.items():
@@ -35,7 +38,8 @@ def running(visit: Visit, line: Line, silence: Action, why: Callable[[], str] = 
     t = visit.t
     parts.tag(until(t, line, silence), "notifications_paused", "off")
     ui.label(t.joined(named_in(t, line, silence), t("by {who}", who=silence.who), silence.why)).classes("l-soft")
-    parts.button(t("Hear again"), "notifications", lambda: controls.hear(visit, silence, why()))
+    hear = parts.button(t("Hear again"), "notifications", lambda: controls.hear(visit, silence, why()))
+    controls.only(visit, "silence", hear)
 
 
 def until(t: Language, line: Line, silence: Action) -> str:

@@ -15,6 +15,9 @@ JAPANESE = {
     "Name": "名前",
     "Password": "パスワード",
     "Name or password is wrong.": "名前またはパスワードが違います。",
+    "Your role is not enough for this; ask somebody with the role {role}": (
+        "この操作には権限が足りません。「{role}」に依頼してください。"
+    ),
     "viewer": "閲覧者",
     "operator": "オペレーター",
     "engineer": "エンジニア",
