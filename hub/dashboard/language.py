@@ -17,8 +17,6 @@ LANGUAGES: dict[Code, str] = {"en": "English", "ja": "日本語"}  # each by its
 COOKIE = "lineside_language"
 MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
 NONE = "–"
-
-
 FIELDS = {"name": r"\S+", "names": r"\S+(?: and \S+)*"}  # what fits these; anything fits the others
 
 
