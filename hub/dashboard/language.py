@@ -17,12 +17,18 @@ LANGUAGES: dict[Code, str] = {"en": "English", "ja": "日本語"}  # each by its
 COOKIE = "lineside_language"
 MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
 NONE = "–"
+FIELDS = {"name": r"\S+", "names": r"\S+(?: and \S+)*"}  # what fits these; anything fits the others
 
 
 def _pattern(template: str) -> re.Pattern[str]:
     """What fits a template with {names}."""
     pieces = re.split(r"\{(\w+)\}", template)
-    return re.compile("".join(f"(?P<{piece}>.*?)" if at % 2 else re.escape(piece) for at, piece in enumerate(pieces)))
+    return re.compile(
+        "".join(
+            f"(?P<{piece}>{FIELDS.get(piece, '.*?')})" if at % 2 else re.escape(piece)
+            for at, piece in enumerate(pieces)
+        )
+    )
 
 
 PATTERNS = [(_pattern(english), japanese) for english, japanese in sentences.JAPANESE.items()]
@@ -39,9 +45,10 @@ class Language:
     code: Code
 
     def __call__(self, phrase: str, /, **values: object) -> str:
-        """A phrase that the table lacks stays English; a test sees to it that none does."""
+        """A phrase that the table lacks stays English; a test sees to it that none does. An error is a sentence."""
         text = JAPANESE.get(phrase, phrase) if self.code == "ja" else phrase
-        return text.format(**values) if values else text
+        told = {name: self.sentence(str(one)) if isinstance(one, Exception) else one for name, one in values.items()}
+        return text.format(**told) if told else text
 
     def sentence(self, text: str) -> str:
         """What a device or a rule of the hub says, where it is one of the sentences that are known, else as it is.

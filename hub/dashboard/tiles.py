@@ -73,12 +73,19 @@ class Tile:
         limit.text = t("limit {limit}", limit=t.number(style.log_p(last.score.limit), 1)) if last else t("no limit")
         self._when.text = when(t, line, station)
         waiting = sum(event.state != "CLEARED_ACK" for event in station.events)
-        self._open.text = t("{n} open alarms", n=waiting) if waiting else t("no open alarm")
+        self._open.text = _waiting(t, waiting)
         silences = [each for each in line.silences if each.device == station.device]
         self._silenced.set_visibility(bool(silences))
         self._silences.text = ", ".join(f"{named_in(t, line, each)}: {until(t, line, each)}" for each in silences)
         shares = (dict(last.score.contributions), last.score.modalities) if last and station.live else ({}, {})
         self._bar.show(*shares)
+
+
+def _waiting(t: Language, count: int) -> str:
+    """How many alarms are open."""
+    if count == 1:
+        return t("1 open alarm")
+    return t("{n} open alarms", n=count) if count else t("no open alarm")
 
 
 def _stat(name: str) -> tuple[ui.label, ui.label]:

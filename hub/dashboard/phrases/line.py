@@ -21,6 +21,7 @@ JAPANESE = {
     "limit {limit}": "しきい値 {limit}",
     "no limit": "しきい値なし",
     "{n} open alarms": "未完了アラーム {n} 件",
+    "1 open alarm": "未完了アラーム 1 件",
     "no open alarm": "未完了アラームなし",
     # alarms
     "Open alarms": "未完了アラーム",
