@@ -375,28 +375,44 @@ def test_people_log_in_over_https_and_may_do_what_their_role_may(plant: Hub) -> 
     process = plant.run()
     assert process.stdout is not None
     assert process.stdout.readline().strip() == f"dashboard on {plant.url}"
+    store = Store(database_url("sqlite:///hub.db", plant.folder))
+    accounts = Accounts(store.engine, SimulatedClock(0))
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
         page = browser.new_page(ignore_https_errors=True)
         page.goto(plant.url)
         assert page.url == f"{plant.url}/login?next=/"
         for name, password in (("mori", "wrong words here"), ("mori", PASSWORD)):
-            page.fill("input[name=name]", name)
-            page.fill("input[name=password]", password)
-            page.click("button")
+            _enter(page, name, password)
         page.wait_for_selector("text=mori · viewer")
-        page.click("text=Bearing noise")
-        page.wait_for_selector("text=may not fault as viewer")
+        fault = page.locator("button:has-text('Bearing noise')")
+        assert fault.is_disabled()
+        assert "ask somebody with the role engineer" in (fault.get_attribute("title") or "")
         page.click("text=mori · viewer")
         page.wait_for_url("**/login")
+        _enter(page, "sato", PASSWORD)
+        page.wait_for_selector("text=sato · engineer")
+        accounts.remove("sato")  # while the page is open
+        fault.click()
+        page.wait_for_selector("text=the session has ended")
         browser.close()
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
-    store = Store(database_url("sqlite:///hub.db", plant.folder))
-    rows = [(row.who, row.action, row.outcome) for row in Accounts(store.engine, SimulatedClock(0)).audit()]
+    rows = [(row.who, row.action, row.outcome) for row in reversed(accounts.audit())]
     store.close()
-    assert rows == [("mori", "fault", "refused"), ("mori", "login", "done"), ("mori", "login", "refused")]
+    assert rows == [
+        ("mori", "login", "refused"),
+        ("mori", "login", "done"),
+        ("sato", "login", "done"),
+        ("sato", "fault", "refused"),
+    ]
+
+
+def _enter(page: Any, name: str, password: str) -> None:
+    page.fill("input[name=name]", name)
+    page.fill("input[name=password]", password)
+    page.click("button")
 
 
 @pytest.mark.slow

@@ -203,7 +203,7 @@ def test_an_answer_that_is_no_command_counts_as_failed(plant: PlantConfig, devic
         client.publish(message.topic, b"?", qos=1, retain=True) if message.payload[:1] == b"{" else None
     )
     (outcome,) = operator.ask(["edge-1"], "update", {"modality": "camera"}, 5)
-    assert (outcome.status, "not a cmd message" in outcome.reason) == ("failed", True)
+    assert (outcome.status, "payload is no json" in outcome.reason) == ("failed", True)
 
 
 def test_a_wrong_password_and_a_broker_that_is_away_are_told(plant: PlantConfig, base: Path) -> None:
