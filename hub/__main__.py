@@ -47,7 +47,7 @@ def run(config: PlantFile = PLANT, json_: Json = False) -> None:
     """
     _log()
     plant, base = _load(config)
-    url = plant.hub.url
+    url = plant.url
     stop = until_told()
     # Ports first: a hub that cannot show its dashboard must not start a broker either.
     with (

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
 from lineside.messages import Alarm, AlarmState
+
+if TYPE_CHECKING:
+    from hub.labels import Said
 
 State = Literal["ACTIVE_UNACK", "ACTIVE_ACK", "CLEARED_UNACK", "CLEARED_ACK"]
 STATES: dict[tuple[bool, bool], State] = {
@@ -47,7 +50,7 @@ class Event:
 
     `later` are further raises of the same source soon after its clear: the event flaps. `silence` is what silences it
     now, `inhibited` says why nobody needs to hear it though it is active; one that is not `heard` was raised into a
-    silence.
+    silence. `label` is people's last word on what it was, where it was read with that (hub.history).
     """
 
     raised: Alarm
@@ -59,6 +62,7 @@ class Event:
     silence: Action | None = None
     inhibited: str = ""
     heard: bool = True
+    label: Said | None = None
 
     @property
     def active(self) -> bool:

@@ -1,8 +1,8 @@
 """Scores and alarms as CSV (RFC 4180) or Parquet, written while they are read: in the same memory for any span.
 
-Both have the same columns: those of the message (lineside.messages), of an alarm also its state. In CSV a cell that is
-a table or a list is JSON, and beside each time in nanoseconds, which a spreadsheet would round, stands the same in
-words (`start_ns`, `start_utc`; ISO 8601 to the microsecond).
+Both have the same columns: those of the message (lineside.messages), of an alarm also its state and label. In CSV
+a cell that is a table or a list is JSON, and beside each time in nanoseconds, which a spreadsheet would round, stands
+the same in words (`start_ns`, `start_utc`; ISO 8601 to the microsecond).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
 
@@ -46,6 +46,11 @@ def _fields(kind: type[msgspec.Struct], under: str = "", but: tuple[str, ...] = 
     return {field.name: Column(field.type, attrgetter(under + field.name)) for field in fields}
 
 
+def _label(name: str) -> Callable[[Event], str]:
+    """A part of people's last word on an alarm; empty where nobody said anything."""
+    return lambda event: getattr(event.label, name, "")
+
+
 SHEETS: dict[str, dict[str, Column]] = {
     "score": _fields(Score),
     "alarm": {
@@ -54,6 +59,9 @@ SHEETS: dict[str, dict[str, Column]] = {
         "cleared_ns": Column(int, attrgetter("cleared_ns")),
         "acknowledged_by": Column(str, attrgetter("acknowledged_by")),
         "acknowledged_ns": Column(int, attrgetter("acknowledged_ns")),
+        "label": Column(str, _label("word")),
+        "fault": Column(str, _label("kind")),
+        "labelled_by": Column(str, _label("who")),
     },
 }
 
@@ -140,7 +148,7 @@ def _arrow(kind: Any) -> pyarrow.DataType:
         return pa.map_(_arrow(inner[0]), _arrow(inner[1]))
     if origin is list:
         return pa.list_(_arrow(inner[0]))
-    if origin is types.UnionType:
+    if origin in (Annotated, types.UnionType, Union):  # of Annotated types `|` makes the older Union
         return _arrow(inner[0])
     return plain[str if origin is Literal else kind]
 

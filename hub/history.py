@@ -6,13 +6,14 @@ Each page is a transaction of its own, so that a program that reads for an hour 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import sqlalchemy as sa
 from sqlalchemy import Index
 
 from hub.alarms import Event, book
+from hub.labels import Labels
 from hub.tables import ACKNOWLEDGEMENTS, ALARMS, EMBEDDINGS, HEALTH, INT64_MAX, MANIFESTS, SCORES
 from lineside import wire
 
@@ -89,7 +90,7 @@ class History:
     """Reads messages of a store's database; safe in any thread."""
 
     def __init__(self, engine: sa.Engine) -> None:
-        self._engine = engine
+        self._engine, self._labels = engine, Labels(engine)
 
     def page(self, kind: str, span: Span, limit: int) -> list[tuple[Place, Any]]:
         """The first `limit` messages of a kind in `span`, oldest first, each with its place."""
@@ -101,7 +102,7 @@ class History:
         return [(place, place.time_ns) for place, _ in self._rows("embedding", span, limit, has, body=False)]
 
     def alarms(self, span: Span, limit: int) -> list[tuple[Place, Event]]:
-        """The first `limit` alarms whose first word lies in `span`, by that word, each as it stands now."""
+        """The first `limit` alarms whose first word lies in `span`, by it, each with its state and label of now."""
         earlier = ALARMS.alias()
         c, e = ALARMS.c, earlier.c
         own = sa.and_(e.device == c.device, e.key == c.key)
@@ -130,7 +131,9 @@ class History:
             said = connection.execute(sa.select(a.body).where(sa.tuple_(a.device, a.key).in_(keys))).all()
             seen = connection.execute(sa.select(ACKNOWLEDGEMENTS).where(sa.tuple_(k.device, k.key).in_(keys))).all()
         messages = [wire.decode("alarm", row.body) for row in said]
-        return book(messages, {(row.device, row.key): (row.who, row.time_ns) for row in seen})
+        labels = self._labels.latest(keys)
+        events = book(messages, {(row.device, row.key): (row.who, row.time_ns) for row in seen})
+        return [replace(event, label=labels.get((event.raised.device, event.raised.key))) for event in events]
 
     def _rows(
         self, kind: str, span: Span, limit: int, *conditions: sa.ColumnElement[bool], body: bool = True

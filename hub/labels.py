@@ -70,9 +70,11 @@ class Labels:
         """All that was said of an alarm, oldest first."""
         return self._all(sa.and_(LABELS.c.device == device, LABELS.c.key == key))
 
-    def latest(self) -> dict[tuple[str, str], Said]:
-        """The last word on every alarm, by device and key; without those that were withdrawn."""
+    def latest(self, of: Sequence[tuple[str, str]] | None = None) -> dict[tuple[str, str], Said]:
+        """The last word on every alarm, or on those, by device and key; without those that were withdrawn."""
         newest = sa.select(sa.func.max(LABELS.c.number)).group_by(LABELS.c.device, LABELS.c.key)
+        if of is not None:
+            newest = newest.where(sa.tuple_(LABELS.c.device, LABELS.c.key).in_(of))
         return {(each.device, each.key): each for each in self._all(LABELS.c.number.in_(newest)) if each.stands}
 
     def kinds(self, most: int = 12) -> list[str]:

@@ -6,9 +6,11 @@ one for each message of that epoch: the hub can tell a gap from a silence, and s
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+
+Probability = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,10 +57,10 @@ class Score(Message, frozen=True):
     start_ns: int
     end_ns: int
     evidence: float
-    p_value: float
-    limit: float
+    p_value: Probability
+    limit: Probability
     contributions: dict[str, float]
-    without: dict[str, float]
+    without: dict[str, Probability]
     agreements: dict[str, float]
     modalities: dict[str, str]
     absent: dict[str, str]
@@ -66,7 +68,7 @@ class Score(Message, frozen=True):
     skew_ms: float
     drift: dict[str, float] = {}
     state: str = ""
-    p_upper: float | None = None
+    p_upper: Probability | None = None
     state_logits: dict[str, float] = {}
     state_contributions: dict[str, float] = {}
 
@@ -98,7 +100,7 @@ class Alarm(Message, frozen=True):
     top_modality: str
     onset_ns: int
     time_ns: int
-    p_value: float
+    p_value: Probability
     evidence: float
     contributions: dict[str, float]
     versions: dict[str, str]

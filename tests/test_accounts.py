@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from argon2 import PasswordHasher
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -213,6 +214,16 @@ def test_nothing_but_the_open_doors_answers_without_a_login(accounts: Accounts) 
     assert client.get("/healthz").json() == {"who": ""}
     assert client.get("/healthz/../api/status").status_code == 401
     assert client.get("/loginx").status_code == 401
+
+
+def test_a_store_that_cannot_be_read_opens_no_door(accounts: Accounts, store: Store) -> None:
+    client = logged_in(accounts)
+    with store.engine.begin() as connection:
+        connection.execute(sa.text("DROP TABLE sessions"))
+    answer = client.get("/", headers={"accept": "text/html"})
+    assert (answer.status_code, answer.headers["refresh"]) == (503, "5")
+    assert "cannot read its store" in answer.json()["error"]
+    assert client.get("/healthz").json() == {"who": ""}
 
 
 def test_a_login_opens_pages_routes_and_sockets_and_a_logout_closes_them(accounts: Accounts) -> None:

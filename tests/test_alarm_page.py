@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -357,7 +358,8 @@ def test_who_may_only_look_sees_no_recording_and_says_nothing(tmp_path: Path, br
     scene.recording(recording, start_ns=plant.start_ns)
     store = Store(database_url("sqlite:///hub.db", tmp_path))
     told = wire.stamped(scene.alarm(KEY, start_ns=plant.start_ns), 1, 1)
-    store.add([row("alarm", told, wire.encode(told), time.time_ns())])
+    away = msgspec.structs.replace(told, key="away", kind="device", subject="edge-1", seq=told.seq + 1)
+    store.add([row("alarm", each, wire.encode(each), time.time_ns()) for each in (told, away)])
     accounts = Accounts(store.engine, SystemClock())
     tokens = {}
     for role in ROLES:
@@ -375,6 +377,9 @@ def test_who_may_only_look_sees_no_recording_and_says_nothing(tmp_path: Path, br
             button = large_enough(page, name)
             assert button.is_disabled()
             assert "ask somebody with the role operator" in button.get_attribute("title")
+        page.goto(f"{plant.url}/alarm/edge-1/away")
+        large_enough(page, "Acknowledge")
+        assert page.get_by_role("button", name=re.compile("[Rr]eal|Which fault")).count() == 0  # nobody could judge it
         context.close()
         answers = {}
         for role, token in {"": "", **tokens}.items():

@@ -18,7 +18,9 @@ from starlette.testclient import TestClient
 from hub import export
 from hub.dashboard import v1
 from hub.dashboard.answers import ANSWERS
+from hub.dashboard.gate import COOKIE
 from hub.history import STREAM_ROWS, History, Place, Span
+from hub.labels import Labels, Said
 from hub.line import Hub
 from hub.store import Store, database_url
 from lineside import wire
@@ -46,13 +48,16 @@ def of(device: str, message: Message) -> Message:
 
 
 def fill(store: Store) -> None:
-    """Seven scores, two of one time; three alarms, one without its raise; one each of the rest."""
+    """Seven scores, two of one time; three alarms, one without its raise, one labelled; one each of the rest."""
     said: list[Message] = [score(each) for each in (1, 2, 2, 3, 4, 5, 6)]
     said += [alarm("a", "raised", 3), alarm("b", "raised", 5), alarm("a", "cleared", 6), alarm("c", "cleared", 4)]
     said += [health(1.0), manifest(), embeddings(1, "camera", "microphone"), embeddings(2, "camera")]
     store.add([kept(message, seq) for seq, message in enumerate(said, start=1) if seq != 14])
     store.add([kept(said[13], 16), kept(of("press-4", alarm("a", "raised", 5)), 1), kept(of("press-4", score(9)), 2)])
     store.acknowledge("press-3", "a", "sato", 7)
+    labels = Labels(store.engine)
+    labels.add([Said(8, "mori", "press-3", "a", "not real"), Said(9, "sato", "press-3", "a", "real", "bearing")])
+    labels.add([Said(8, "mori", "press-4", "a", "not real"), Said(9, "mori", "press-4", "a", "withdrawn")])
 
 
 @pytest.fixture
@@ -113,6 +118,8 @@ def test_alarms_stand_where_they_were_raised_each_once_as_it_stands_now(api: Tes
         ("press-3", "b", "ACTIVE_UNACK", ""),
     ]
     assert [one["cleared_ns"] // NS for one in found] == [6, 4, 0, 0]
+    labels = [one["label"] and (one["label"]["word"], one["label"]["kind"], one["label"]["who"]) for one in found]
+    assert labels == [("real", "bearing", "sato"), None, None, None]  # the last word counts, none after a withdrawal
     assert all(one["pictures"] == ["cam0"] and one["raised"]["pictures"] == {} for one in found)
     only = api.get(f"/alarms?device=press-3&since_ns={4 * NS}").json()["items"]
     assert [one["raised"]["key"] for one in only] == ["c", "b"]
@@ -174,9 +181,10 @@ def test_csv_has_a_row_a_message_with_tables_as_json(api: TestClient) -> None:
     assert json.loads(rows[0]["contributions"]) == {"cam0": 1.0}
     assert (rows[0]["p_value"], rows[0]["p_upper"]) == ("0.5", "")
     alarms = list(csv.DictReader(io.StringIO(api.get("/export/alarms").text)))
-    assert [(row["device"], row["key"], row["state"]) for row in alarms][:2] == [
-        ("press-3", "a", "CLEARED_ACK"),
-        ("press-3", "c", "CLEARED_UNACK"),
+    names = ("device", "key", "state", "label", "fault", "labelled_by")
+    assert [tuple(row[name] for name in names) for row in alarms][:2] == [
+        ("press-3", "a", "CLEARED_ACK", "real", "bearing", "sato"),
+        ("press-3", "c", "CLEARED_UNACK", "", "", ""),
     ]
 
 
@@ -188,7 +196,7 @@ def test_parquet_gives_back_every_field(api: TestClient) -> None:
     maps = {name: dict(cell) if isinstance(cell, list) else cell for name, cell in first.items()}
     assert msgspec.convert(maps, Score) == wire.stamped(score(1), 1, 1)
     alarms = parquet.read_table(io.BytesIO(api.get("/export/alarms?form=parquet").content)).to_pylist()
-    assert tuple(alarms[0][name] for name in ("key", "state", "acknowledged_by")) == ("a", "CLEARED_ACK", "sato")
+    assert tuple(alarms[0][name] for name in ("key", "state", "fault")) == ("a", "CLEARED_ACK", "bearing")
 
 
 def test_without_pyarrow_parquet_is_refused_by_name(api: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,9 +256,19 @@ def test_the_document_names_every_type_once_and_refers_to_nothing_else(api: Test
     assert set(ANSWERS) <= set(components)
     named = {each.rpartition("/")[2] for each in _refs(document)}
     assert named <= set(components)
-    assert components["Score"]["properties"]["p_value"] == {"type": "number"}
+    assert components["Score"]["properties"]["p_value"] == {"type": "number", "minimum": 0.0, "maximum": 1.0}
     for path in document["paths"].values():
         assert {"200", "401", "503"} <= set(path["get"]["responses"])
+
+
+def test_the_document_says_how_to_be_let_in_where_a_login_is_asked_for(hub: Hub, api: TestClient) -> None:
+    assert "security" not in api.get("/openapi.json").json()
+    login = msgspec.structs.replace(hub.plant.hub, login=True)
+    hub.plant = msgspec.structs.replace(hub.plant, hub=login)
+    document = TestClient(v1.application(hub)).get("/openapi.json").json()
+    assert document["security"] == [{"token": []}, {"session": []}]
+    doors = document["components"]["securitySchemes"]
+    assert (doors["token"]["scheme"], doors["session"]["name"]) == ("bearer", COOKIE)
 
 
 def _refs(part: Any) -> Iterator[str]:

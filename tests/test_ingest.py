@@ -249,6 +249,7 @@ def test_bad_payloads_are_counted_and_told_once_and_harm_nothing(
     bad += [("score", wire.encode(SCORE).replace(b"0.5", b'"half"')), ("score", b'{"device":"press-3"}')]
     bad += [("score", wire.encode(msgspec.structs.replace(SCORE, device="press-4", seq=5)))]
     bad += [("score", wire.encode(msgspec.structs.replace(SCORE, seq=2**63)))]
+    bad += [("score", wire.encode(msgspec.structs.replace(SCORE, p_value=p))) for p in (-0.1, 1.5)]
     bad += [("embedding", b"\x99" + b"\xa2\xc3\x28" * 9), ("score", b'{"device":"\xc3\x28"}')]  # no UTF-8
     bad += [("score", b'{"device":"press-3","more":' + b"[" * 100_000)]  # deeper than any parser goes
     with caplog.at_level(logging.WARNING, "hub.ingest"):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
 import shutil
 import signal
+import sqlite3
 import time
 from collections.abc import Iterator
 from datetime import date
@@ -17,6 +19,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from hub.dashboard.language import Language
+from hub.dashboard.shell import BLIND
 from hub.dashboard.style import ASSETS, BUTTON
 from tests.line_broker import wait
 from tests.line_pages import DEVICES, scene
@@ -330,6 +333,36 @@ def test_what_is_stale_is_never_shown_as_live(hub: tuple[Hub, int], line: dict[s
     page.get_by_text("no device nowhere is known here").wait_for()
     visitor.errors = [error for error in visitor.errors if "404" not in error]
     visitor.leave()
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_an_address_where_nothing_is_and_a_page_that_cannot_be_shown(tmp_path: Path, browser: Any) -> None:
+    made = Hub(tmp_path, DEVICES)
+    process = made.run()
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("dashboard on")
+    visitor = Visitor(browser, made.url, "ja")
+    visitor.go("/nowhere")
+    visitor.sees("There is no page {path}.", path="/nowhere")
+    _rename(tmp_path / "hub.db", "scores", "elsewhere")
+    time.sleep(1)  # looks that follow at once share one
+    visitor.page.goto(made.url)
+    visitor.sees("This page cannot be shown now")
+    visitor.sees(BLIND)
+    _rename(tmp_path / "hub.db", "elsewhere", "scores")
+    visitor.page.locator(".l-tile").first.wait_for(timeout=20_000)  # by itself
+    assert [error for error in visitor.errors if "404" not in error and "500" not in error] == []
+    visitor.errors = []
+    visitor.leave()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+def _rename(path: Path, old: str, new: str) -> None:
+    with contextlib.closing(sqlite3.connect(path, timeout=20)) as database, database:
+        database.execute(f"ALTER TABLE {old} RENAME TO {new}")
 
 
 def variables() -> dict[str, dict[str, str]]:

@@ -9,6 +9,7 @@ import msgspec
 from fastapi import Response
 
 from hub.alarms import Event, State
+from hub.labels import Said
 from hub.watch import Station
 from lineside.errors import LinesideError
 from lineside.messages import Alarm, Health, Manifest, Score
@@ -64,7 +65,10 @@ class Device(msgspec.Struct, frozen=True):
 
 
 class AlarmEvent(msgspec.Struct, frozen=True):
-    """An alarm from raise to clear; pictures are named, not sent. A time of 0 has not come."""
+    """An alarm from raise to clear; pictures are named, not sent. A time of 0 has not come.
+
+    `label` is people's last word on what it was, null where nobody said anything.
+    """
 
     raised: Alarm
     pictures: list[str]
@@ -72,10 +76,11 @@ class AlarmEvent(msgspec.Struct, frozen=True):
     cleared_ns: int
     acknowledged_by: str
     acknowledged_ns: int
+    label: Said | None
 
     @classmethod
     def of(cls, event: Event) -> AlarmEvent:
-        """From the alarm book."""
+        """From the alarm book, as hub.history reads it."""
         return cls(
             raised=msgspec.structs.replace(event.raised, pictures={}),
             pictures=sorted(event.raised.pictures),
@@ -83,6 +88,7 @@ class AlarmEvent(msgspec.Struct, frozen=True):
             cleared_ns=event.cleared_ns,
             acknowledged_by=event.acknowledged_by,
             acknowledged_ns=event.acknowledged_ns,
+            label=event.label,
         )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection, Request
@@ -54,10 +55,7 @@ class Gate:
         connection = HTTPConnection(scope)
         answer = self._foreign(scope, connection.headers)
         if answer is None:
-            who = await self._who(connection)
-            scope.setdefault("state", {}).update(who=who, accounts=self._accounts)
-            if who is None and not _is_open(connection.url.path):
-                answer = _login(scope, connection)
+            answer = await self._stopped(scope, connection)
         if answer is None:
             await self._app(scope, receive, _hardened(send))
         elif scope["type"] == "websocket":
@@ -65,6 +63,18 @@ class Gate:
             await send({"type": "websocket.close", "code": 1008, "reason": "not logged in here"})
         else:
             await answer(scope, receive, _hardened(send))
+
+    async def _stopped(self, scope: Scope, connection: HTTPConnection) -> Response | None:
+        """Note who it is; the answer for somebody who may not pass."""
+        who = None
+        try:
+            who = await self._who(connection)
+            answer = None if who else _login(scope, connection)
+        except SQLAlchemyError:  # a browser tries again by itself
+            told = {"error": "the hub cannot read its store, where sessions are; its log says more"}
+            answer = JSONResponse(told, 503, {"Refresh": "5", "Retry-After": "5"})
+        scope.setdefault("state", {}).update(who=who, accounts=self._accounts)
+        return None if _is_open(connection.url.path) else answer
 
     async def _who(self, connection: HTTPConnection) -> Who | None:
         if self._accounts is None:

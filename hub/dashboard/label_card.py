@@ -45,6 +45,8 @@ class LabelCard:
         self._box.clear()
         with self._box:
             self._acts(line, event)
+            if event.raised.kind == "device":
+                return  # that it is away is no finding that anybody could judge
             self._words(event, said, kinds)
         self._said.clear()
         with self._said:
@@ -90,8 +92,7 @@ class LabelCard:
         if said is None or not said.stands:
             ui.label(t("Nobody said yet what it was.")).classes("l-soft")
             return
-        word = t("real: {kind}", kind=said.kind) if said.kind else t(WORDS[said.word])
-        parts.tag(word, "label", "bad" if said.word == "real" else "good")
+        parts.label(t, said)
         told = t("said by {who}, {time}", who=said.who, time=t.moment(said.time_ns, line.now_ns))
         ui.label(t.joined(told, said.why)).classes("l-soft")
         back = parts.button(t("Take it back"), "undo", partial(self._say, event, "withdrawn"), look="flat")
@@ -107,6 +108,3 @@ class LabelCard:
         """What stands in the field, which is of one act and then empty."""
         why, self._why.value = (self._why.value or "").strip(), ""
         return why
-
-
-WORDS: dict[Word, str] = {"real": "Real", "not real": "Not real"}

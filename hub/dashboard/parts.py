@@ -10,8 +10,10 @@ from nicegui import ui
 
 from hub.dashboard import style
 from hub.dashboard.language import NONE, Language
+from hub.labels import Said, Word
 
 Look = Literal["solid", "outline", "danger", "flat"]
+LABELS: dict[Word, str] = {"real": "Real", "not real": "Not real"}
 
 
 def tag(text: str, icon: str, tone: str, *, solid: bool = False) -> ui.element:
@@ -20,6 +22,12 @@ def tag(text: str, icon: str, tone: str, *, solid: bool = False) -> ui.element:
         ui.icon(icon)
         ui.label(text)
     return made
+
+
+def label(t: Language, said: Said) -> None:
+    """What somebody said that an alarm was."""
+    word = t("real: {kind}", kind=said.kind) if said.kind else t(LABELS[said.word])
+    tag(word, "label", "bad" if said.word == "real" else "good")
 
 
 def modality(kind: str, text: str) -> None:

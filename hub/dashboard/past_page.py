@@ -88,6 +88,8 @@ class PastView:
                 if event.acknowledged_by:
                     when = t.moment(event.acknowledged_ns, alarm.time_ns)
                     ui.label(t("seen {time} · {who}", time=when, who=event.acknowledged_by)).classes("l-soft")
+                if event.label:
+                    parts.label(t, event.label)
                 parts.link(t("Open"), address(event), "arrow_forward", "l-button l-outline")
 
 

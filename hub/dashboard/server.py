@@ -21,6 +21,7 @@ from hub.dashboard import (
     fleet_page,
     line_page,
     login,
+    mishap,
     past_page,
     releases_page,
     station_page,
@@ -62,10 +63,10 @@ class Tls:
 
 def build(hub: Hub) -> FastAPI:
     """The application of one hub. NiceGUI keeps one per process, so build it once."""
-    app = FastAPI(title="lineside hub", docs_url=None, redoc_url=None)
+    app = FastAPI(openapi_url=None)  # the read API has a document of its own
     api.mount(app, hub)
     nicegui_app.add_static_files("/assets", style.ASSETS)
-    for mount in PAGES:
+    for mount in (*PAGES, mishap.mount):
         mount(hub)
     settings, accounts = hub.plant.hub, hub.accounts if hub.plant.hub.login else None
     secure = bool(settings.cert_file)

@@ -64,13 +64,18 @@ PLACES = (
 
 def show(visit: Visit, name: str, make: Callable[[Visit], View], *, title: str = "") -> None:
     """Draw a page and keep it up to date; `name` is the entry of the navigation that it belongs to."""
-    _dress(visit, title or visit.t(name))
-    header = Header(visit, name)
+    header = begin(visit, name, title or visit.t(name))
     with ui.element("div").classes("l-content") as content:
         view = make(visit)
     live = _Live(visit.hub, header, view, content)
     live.show(visit.hub.look())
     ui.timer(CHECK_S, live.check)
+
+
+def begin(visit: Visit, name: str, title: str) -> Header:
+    """What is around a page."""
+    _dress(visit, title)
+    return Header(visit, name)
 
 
 def _dress(visit: Visit, title: str) -> None:
@@ -178,6 +183,7 @@ class Header:
                 if place.path == "/alarms":
                     with made:
                         calling = ui.label("").classes("l-badge")
+                        calling.set_visibility(False)
         return calling
 
     def _choices(self) -> None:

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from hub import export
 from hub.dashboard.answers import AlarmEvent, Device, Gap, Page, Refused, Status, documented, schemas, told
+from hub.dashboard.gate import COOKIE
 from hub.history import History, Place, Span
 from hub.line import Hub
 from hub.tables import INT64_MAX
@@ -25,6 +26,10 @@ TITLE, ABOUT = (
     "What a line's hub has stored. Times are nanoseconds since 1970 (UTC), pages oldest first.",
 )
 NAME = "[a-z0-9][a-z0-9._-]{0,62}"
+DOORS = {
+    "token": {"type": "http", "scheme": "bearer", "description": "From `lineside hub user token NAME`."},
+    "session": {"type": "apiKey", "in": "cookie", "name": COOKIE, "description": "What a browser has after the login."},
+}
 T = TypeVar("T")
 
 DeviceName = Annotated[str, Query(pattern=f"^{NAME}$", description="A device; /devices lists them.")]
@@ -46,7 +51,7 @@ def application(hub: Hub) -> FastAPI:
     v1.add_exception_handler(RequestValidationError, _not_valid)
     v1.add_exception_handler(HTTPException, _not_here)
     v1.add_exception_handler(SQLAlchemyError, _not_now)
-    v1.openapi = lambda: _document(v1)  # type: ignore[method-assign] # as FastAPI's documentation asks for
+    v1.openapi = lambda: _document(v1, login=hub.plant.hub.login)  # type: ignore[method-assign] # as FastAPI's documentation asks for
     return v1
 
 
@@ -190,10 +195,14 @@ def _not_now(_request: Request, error: Exception) -> Response:
     return told(Refused("store", "hub.database", reason, "ask again; the hub's log says more"), 503)
 
 
-def _document(v1: FastAPI) -> dict[str, Any]:
-    """The routes as FastAPI knows them, with our own types as their answers."""
+def _document(v1: FastAPI, *, login: bool) -> dict[str, Any]:
+    """The routes as FastAPI knows them, with our own types as their answers; with `login` also what lets in."""
     if v1.openapi_schema is None:
         made = get_openapi(title=TITLE, version="1", description=ABOUT, routes=v1.routes)
-        made.setdefault("components", {})["schemas"] = schemas()
+        components = made.setdefault("components", {})
+        components["schemas"] = schemas()
+        if login:
+            components["securitySchemes"] = DOORS
+            made["security"] = [{name: []} for name in DOORS]
         v1.openapi_schema = msgspec.to_builtins(made)
     return v1.openapi_schema or {}

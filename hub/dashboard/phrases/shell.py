@@ -10,6 +10,12 @@ JAPANESE = {
     "As the device": "端末に合わせる",
     "Light": "ライト",
     "Dark": "ダーク",
+    "Nothing is here": "ページがありません",
+    "There is no page {path}.": "{path} というページはありません。",
+    "This page cannot be shown now": "このページは今表示できません",
+    "It is tried again every {n} s; the hub's log says more.": (
+        "{n} 秒ごとに再試行します。詳細はハブのログを確認してください。"
+    ),
     "Log out": "ログアウト",
     "Log in": "ログイン",
     "Name": "名前",
