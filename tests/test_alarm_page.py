@@ -285,8 +285,19 @@ def test_an_alarm_is_looked_into_and_told_not_real_with_a_touch(plant: Plant, br
     large_enough(page, "Say so").click()
     page.get_by_text("real: bearing worn").wait_for(timeout=10_000)
     assert wait(lambda: [each.label for each in Recording(file).labels()] == ["bearing worn"])
+    first = label_of(plant)
+    large_enough(page, "Which fault").click()
+    page.get_by_label("Another one").fill("Bearing  WORN")
+    large_enough(page, "Say so").click()
+    assert wait(lambda: label_of(plant)["time_ns"] > first["time_ns"])
+    assert label_of(plant)["kind"] == "bearing worn"  # one fault, however it is spelled
     page.context.close()
     assert errors == []
+
+
+def label_of(plant: Plant) -> Any:
+    found = plant.get("/api/v1/alarms")["items"]
+    return next(each["label"] for each in found if each["raised"]["key"] == KEY)
 
 
 def test_acknowledge_and_silence_take_two_touches(plant: Plant, browser: Any) -> None:

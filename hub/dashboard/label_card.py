@@ -83,7 +83,9 @@ class LabelCard:
 
                 async def name() -> None:
                     menu.close()
-                    await self._say(event, "real", " ".join((named.value or "").split()))
+                    said = " ".join((named.value or "").split())
+                    known = {kind.casefold(): kind for kind in kinds}  # one fault, however it is spelled
+                    await self._say(event, "real", known.get(said.casefold(), said))
 
                 parts.button(t("Say so"), "check", name, look="solid")
 
