@@ -44,6 +44,14 @@ class Growth(msgspec.Struct, frozen=True):
     growth: float
 
 
+class Process(msgspec.Struct, frozen=True):
+    """A process and its memory in RAM: `rss_mb` counts what it shares wholly, `pss_mb` its part of that."""
+
+    name: str
+    rss_mb: float
+    pss_mb: float
+
+
 class Begun(msgspec.Struct, frozen=True):
     """An agent from its start to its first score, and the memory of it and its children.
 
@@ -150,8 +158,9 @@ def _started(path: Path) -> tuple[float, int, float, float]:
     command = [sys.executable, "-m", "lineside", "edge", "run", "--config", str(path)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as agent:
         try:
-            took = _first_score(path.parent / "state" / "outbox.db", agent, before)
-            return took, *_memory(agent.pid)
+            took = first_score(path.parent / "state" / "outbox.db", agent, before)
+            found = processes(agent.pid)
+            return took, len(found), sum(one.rss_mb for one in found), sum(one.pss_mb for one in found)
         finally:
             agent.terminate()
 
@@ -165,7 +174,8 @@ def begun(found: Begun) -> str:
     )
 
 
-def _first_score(outbox: Path, agent: subprocess.Popen[bytes], before: float) -> float:
+def first_score(outbox: Path, agent: subprocess.Popen[bytes], before: float) -> float:
+    """Wait for an agent's first score; seconds since `before` (monotonic). Raises LinesideError when none comes."""
     clock = SystemClock()
     while monotonic() - before < PATIENCE_S and agent.poll() is None:
         clock.sleep(0.02)
@@ -179,19 +189,21 @@ def _first_score(outbox: Path, agent: subprocess.Popen[bytes], before: float) ->
     raise LinesideError("bench", f"the agent gave no score within {PATIENCE_S:g} s", mend)
 
 
-def _memory(pid: int) -> tuple[int, float, float]:
-    """How many processes it and its children are, and their RSS and PSS in megabytes."""
+def processes(pid: int) -> list[Process]:
+    """A process and all that it has begun."""
     found = [pid]
     for each in found:
         for task in Path(f"/proc/{each}/task").glob("*/children"):
             found += [int(child) for child in task.read_text().split()]
-    kib = {"Rss": 0, "Pss": 0}
-    for each in found:
-        for line in Path(f"/proc/{each}/smaps_rollup").read_text().splitlines():
-            name, _, rest = line.partition(":")
-            if name in kib:
-                kib[name] += int(rest.split()[0])
-    return len(found), kib["Rss"] * 1024 / 1e6, kib["Pss"] * 1024 / 1e6
+    return [_process(each) for each in found]
+
+
+def _process(pid: int) -> Process:
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    rows = [line.partition(":") for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]]
+    megabytes = {name: int(rest.split()[0]) * 1024 / 1e6 for name, _, rest in rows}
+    module = words[words.index(b"-m") + 1] if b"-m" in words else words[0]
+    return Process(module.decode(), megabytes["Rss"], megabytes["Pss"])
 
 
 def _toml(config: DeviceConfig) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import os
 import subprocess
@@ -19,6 +18,7 @@ import cv2
 import numpy as np
 import pytest
 
+from bench.real_sensors import fifo_microphone
 from edge.config import SensorSettings
 from edge.sensors.camera import Camera, Thinned
 from edge.sensors.inbox import Inbox
@@ -415,29 +415,6 @@ def test_a_sensor_that_the_recording_lacks_is_told_with_those_it_has(tmp_path: P
 
 
 # microphone
-
-
-def fifo_microphone(folder: Path, sound: np.ndarray, block: int) -> None:
-    """An ALSA device `filemic` that gives `sound`, then silence, in real time; blocks are those of the reader.
-
-    ALSA's file plug-in takes a short read as it is, so the feeder writes in the reader's own block size.
-    """
-    conf = (
-        "</usr/share/alsa/alsa.conf>\npcm.filemic { type file slave.pcm { type null } file /dev/null "
-        f'infile "{folder}/mic.fifo" format raw hint {{ show on description "file microphone" }} }}\n'
-    )
-    (folder / "asound.conf").write_text(conf)
-    os.mkfifo(folder / "mic.fifo")
-    pipe = os.open(folder / "mic.fifo", os.O_RDWR)  # never blocks, and PortAudio's probing does not end it
-    fcntl.fcntl(pipe, 1031, 8_192)  # F_SETPIPE_SZ: little may wait, so that time is real
-
-    def feed() -> None:
-        data, begun = sound.tobytes() + bytes(3_200_000), time.perf_counter()
-        for k in range(len(data) // (2 * block)):
-            time.sleep(max(0.0, begun + k * block / 16_000 - time.perf_counter()))
-            os.write(pipe, data[2 * block * k : 2 * block * (k + 1)])
-
-    threading.Thread(target=feed, daemon=True).start()
 
 
 def hear(folder: Path) -> None:

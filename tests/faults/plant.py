@@ -18,12 +18,11 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import cv2
 import msgspec
 
+from bench.real_sensors import CameraServer, jpegs
 from edge.config import DeviceConfig, DeviceSettings
 from edge.sensors.simulation import pictures
 from hub.store import Store, database_url
@@ -34,8 +33,6 @@ from tests.line_broker import LineBroker, wait
 from tests.line_device import SENSORS, SITE, install, record
 
 NAME = "edge-1"
-FRAME_S = 0.1
-PART = b"--F\r\nContent-Type: image/jpeg\r\n\r\n"
 
 DEVICE = """
 [device]
@@ -61,41 +58,6 @@ password_file = "secrets/edge-1.password"
 [commissioning]
 recording = "normal.mcap"
 """
-
-
-class CameraServer:
-    """The simulated line's pictures as MJPEG over HTTP; unplugged while `off`, `stuck` while it gives nothing."""
-
-    def __init__(self) -> None:
-        self.off = self.stuck = False
-        frames = [cv2.imencode(".jpg", p[:, :, ::-1])[1].tobytes() for p in pictures(10_000, 60, 1, "a")]
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.send_response(503 if outer.off else 200)
-                self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=F")
-                self.end_headers()
-                number = 0
-                with contextlib.suppress(OSError):
-                    while not outer.off:
-                        if not outer.stuck:
-                            self.wfile.write(PART + frames[number % len(frames)] + b"\r\n")
-                            number += 1
-                        time.sleep(FRAME_S)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        self.port = self._server.server_address[1]
-
-    def close(self) -> None:
-        self.off = True
-        self._server.shutdown()
-        self._server.server_close()
 
 
 @dataclass
@@ -245,7 +207,7 @@ def running(
     `network` is a name space that the agent is to live in, and our address as seen from there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    broker, camera = LineBroker(folder, NAME), CameraServer()
+    broker, camera = LineBroker(folder, NAME), CameraServer(jpegs(pictures(10_000, 60, 1, "a")))
     (folder / "plant.json").write_bytes(msgspec.json.encode(broker.plant))
     state = state or folder / "state"
     install(state)
