@@ -1,8 +1,9 @@
 """What a running agent holds in memory, its capture processes among it: a 720p camera over HTTP, sound through ALSA.
 
 `python -m bench.memory big/camera-1.int8.onnx big/microphone-1.int8.onnx` prints one row a process: RSS counts what
-processes share once for each, PSS divides it among them. The agent's settings are the ordinary ones, evidence among
-them; it learns normal running first and is looked at `--seconds` after its first score. `--json` prints one line.
+processes share once for each, PSS divides it among them. The agent's settings are the ordinary ones; `--no-evidence`
+keeps nothing around alarms. It knows normal running and is looked at `--seconds` after its first score. The pictures
+are full of noise, as in bench.evidence: their JPEGs fill the ring of evidence. `--json` prints one line.
 """
 
 from __future__ import annotations
@@ -45,16 +46,21 @@ modality = "microphone"
 source = "microphone"
 device = "filemic"
 """
+NO_EVIDENCE = """
+[evidence]
+before_s = 0
+after_s = 0
+"""
 
 
 @contextlib.contextmanager
-def running(trial: Trial) -> Iterator[subprocess.Popen[bytes]]:
-    """An agent of this trial that has given its first score."""
+def running(trial: Trial, more: str) -> Iterator[subprocess.Popen[bytes]]:
+    """An agent of this trial that has given its first score; its device file has `more` at the end."""
     frames = jpegs([picture[0] for picture in pictures(PICTURES)])
     sound = np.random.default_rng(1).normal(0, 2_000, 60 * SOUND_HZ).astype(np.int16)
     environment = os.environ | fifo_microphone(trial.base, sound, BLOCK)
     camera, file = CameraServer(frames), trial.base / "device.toml"
-    file.write_text(DEVICE.format(port=camera.port))
+    file.write_text(DEVICE.format(port=camera.port) + more)
     command = [sys.executable, "-m", "lineside", "edge", "run", "--config", str(file)]
     begun = time.monotonic()
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as agent:
@@ -70,13 +76,14 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("encoders", nargs=2, type=Path, help="one of a camera, one of a microphone")
+    parser.add_argument("--no-evidence", action="store_true")
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="lineside-bench-") as folder:
         trial = prepare(asked.encoders, Path(folder), broker=1)
         trial.commission()
-        with running(trial) as agent:
+        with running(trial, NO_EVIDENCE if asked.no_evidence else "") as agent:
             time.sleep(asked.seconds)
             found = processes(agent.pid)
     rows = [{"process": one.name, "rss_mb": one.rss_mb, "pss_mb": one.pss_mb} for one in found]

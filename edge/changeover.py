@@ -5,6 +5,7 @@ What is to be changed, and when, is edge.rollout's.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from edge.replay import commission
 from edge.slots import Slot, Slots
 from edge.updater import Updater
 from edge.workshop import Workshop
-from lineside.errors import LinesideError, ReleaseError
+from lineside.errors import LinesideError, RecordingError, ReleaseError
 from lineside.files import write_atomic
 from lineside.messages import EncoderHealth
 from lineside.recording import Recording
@@ -164,6 +165,9 @@ class Changeover:
         """Take this as normal running from now on, and keep it on the device."""
         self._use(commissioning)
         commissioning.save(self._kept)
+        with contextlib.suppress(RecordingError):  # what cannot be read back stays in memory; the next start tells
+            commissioning.lie_in(self._kept)
+            commissioning.rest()
 
     # ---- changing encoders
 
@@ -242,6 +246,8 @@ class Changeover:
         except (LinesideError, OSError) as error:
             log.warning("sensitivity is not known: %s", error)
             return
+        finally:
+            known.rest()
         if turn == self.turn:
             self.contract = measured
 

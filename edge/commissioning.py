@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from edge.config import DeviceConfig
 from edge.encoder import Encoder
 from edge.ensemble import Ensemble
+from edge.mapped import MappedArrays
 from edge.monitor import Watch
 from edge.rehearsal import Rehearsal, Trial, bounded, from_arrays, to_arrays
 from edge.triage import Scene, scene
@@ -33,7 +34,7 @@ from lineside.windows import Window
 
 log = logging.getLogger(__name__)
 BATCH = 8  # an arena keeps what the largest batch took: of 64 pictures of 224 x 224 that is 300 MB
-MOST_MOMENTS = 2_400  # twenty minutes at the usual hop: some 170 MB of a camera and a microphone
+MOST_MOMENTS = 2_400  # twenty minutes at the usual hop: some 170 MB of a camera and a microphone on disk
 NORMAL, SHOWN = "normal", "shown:"
 SCENE_WINDOWS = 128  # spread over all; medians of pictures take their time
 
@@ -46,7 +47,8 @@ class Commissioning:
     when each moment began: what follows it closely remembers it. `states` are what the station said of itself in each.
     `faulty` is what faults make of some of them, laid over them while it lasts by `rehearsal` (None once it is read).
     `shown` are moments that are not normal, whose states are the kinds of faults that a recording's labels tell of: the
-    recogniser learns them, normal running does not.
+    recogniser learns them, normal running does not. `mapped` is the file that windows lie in once they are kept: twenty
+    minutes are hundreds of megabytes, which are looked at only when encoders change.
     """
 
     modalities: dict[str, str]
@@ -57,6 +59,7 @@ class Commissioning:
     faulty: tuple[Trial, ...] = ()
     rehearsal: Rehearsal | None = None
     shown: Commissioning | None = None
+    mapped: MappedArrays | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def begin(cls, modalities: Mapping[str, str], encoders: Mapping[str, Encoder]) -> Commissioning:
@@ -213,11 +216,21 @@ class Commissioning:
         return rows
 
     def save(self, path: Path) -> None:
-        """Write the set as one npz file, atomically."""
+        """Write the set as one npz file, atomically. Raises OSError; then nothing is changed."""
         buffer = io.BytesIO()
         shown = {} if self.shown is None else {SHOWN + name: array for name, array in self.shown._arrays().items()}
         np.savez(buffer, **self._arrays(), **shown, **to_arrays(self.faulty))  # type: ignore[arg-type]
         write_atomic(path, buffer.getvalue(), mode=0o600)
+
+    def lie_in(self, path: Path) -> None:
+        """Give up the windows in memory for those that `save` wrote. Raises RecordingError; then nothing is changed."""
+        kept = self.load(path)
+        self.moments, self.faulty, self.shown, self.mapped = kept.moments, kept.faulty, kept.shown, kept.mapped
+
+    def rest(self) -> None:
+        """Give the memory of windows back that lie in a file, until they are looked at again."""
+        if self.mapped is not None:
+            self.mapped.rest()
 
     def _arrays(self) -> dict[str, NDArray[np.generic]]:
         arrays: dict[str, NDArray[np.generic]] = {}
@@ -232,9 +245,9 @@ class Commissioning:
     def load(cls, path: Path) -> Commissioning:
         """Read a set that `save` wrote. Raises RecordingError when the file is damaged."""
         try:
-            with np.load(path, allow_pickle=False) as file:
-                shown = cls._from(file, SHOWN) if f"{SHOWN}start_ns" in file else None
-                return replace(cls._from(file), faulty=from_arrays(file), shown=shown)
+            file = MappedArrays(path)
+            shown = cls._from(file, SHOWN) if f"{SHOWN}start_ns" in file else None
+            return replace(cls._from(file), faulty=from_arrays(file), shown=shown, mapped=file)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             mend = "delete it and commission again"
             raise RecordingError(str(path), f"commissioning cannot be read ({error})", mend) from error

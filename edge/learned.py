@@ -43,8 +43,11 @@ class Learned:
             if (fit := self._fits.get(mix(encoders))) is not None:
                 return replace(fit, encoders=encoders)
             kept = [self._rows.get(_name(encoder), {}) for encoder in encoders.values()]
-        rows = commissioning.encoded(encoders, {sensor: one for each in kept for sensor, one in each.items()})
-        ensemble = commissioning.ensemble(encoders, self._config, rows)
+        try:
+            rows = commissioning.encoded(encoders, {sensor: one for each in kept for sensor, one in each.items()})
+            ensemble = commissioning.ensemble(encoders, self._config, rows)
+        finally:
+            commissioning.rest()
         with self._lock:
             if commissioning is self._of:
                 self._keep(encoders, commissioning, ensemble, rows)
