@@ -243,8 +243,11 @@ def judge_back(seen: int, folder: Path, said: list[str]) -> str:
 
 
 def start(recording: str, url: str, folder: Path) -> None:
-    """Start with nothing on the disk: fetch what the repository names, and learn normal running from a recording."""
-    Device(folder, url, recording)
+    """Start with nothing on the disk: fetch what the repository names, and learn normal running from a recording.
+
+    Then look as an agent does, whether there is something new: what a cut left of a download goes with it.
+    """
+    Device(folder, url, recording).settle()
 
 
 def judge_start(folder: Path, said: list[str]) -> str:
