@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
 
 import msgspec
 
@@ -198,7 +197,7 @@ class Following:
         first = conductor.records.read(name)
         self._place, self._heard = (first.ring, first.state), len(first.events) - 1
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Following:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -14,6 +14,7 @@ import paho.mqtt.client as paho
 from sqlalchemy.exc import SQLAlchemyError
 
 from hub import home_assistant
+from hub.trouble import reason
 from hub.watch import Line
 from lineside import mqtt
 from lineside.files import write_atomic
@@ -41,6 +42,7 @@ class Announcer:
         self._client.on_connect = self._on_connect
         self._client.on_message = self._on_birth
         self._anew, self._stopping = threading.Event(), threading.Event()
+        self._blind = False
         self._thread = threading.Thread(target=self._run, name="announcer", daemon=True)
 
     def start(self) -> None:
@@ -85,8 +87,11 @@ class Announcer:
         try:
             now = home_assistant.wanted(self._site, self._look()) if self._on else {}
         except SQLAlchemyError as error:
-            LOG.warning("nothing is announced for now: %s", error)
+            if not self._blind:  # said once, not at each turn
+                LOG.warning("Home Assistant hears nothing until the store can be read again (%s)", reason(error))
+            self._blind = True
             return False
+        self._blind = False
         known = set(self._said)
         if not set(now) <= known:  # written down before it is said: what was said is never forgotten
             self._remember(known | set(now))

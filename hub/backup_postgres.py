@@ -12,6 +12,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from hub.tables import METADATA
+from hub.trouble import reason
 from lineside.clock import SystemClock
 from lineside.errors import ConfigError
 from lineside.files import make_private
@@ -93,8 +94,7 @@ def _connected(url: sa.URL) -> sa.Connection:
         return sa.create_engine(url, poolclass=sa.NullPool).connect()
     except sa.exc.SQLAlchemyError as error:
         place = url.render_as_string(hide_password=True)
-        reason = str(getattr(error, "orig", error)).strip().splitlines()[0]
-        raise ConfigError("hub.database", f"{place} cannot be opened ({reason})", "mend the URL") from error
+        raise ConfigError("hub.database", f"{place} cannot be opened ({reason(error)})", "mend the URL") from error
 
 
 def _place(url: sa.URL) -> str:

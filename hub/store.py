@@ -26,6 +26,7 @@ from hub.tables import (
     TOTALS,
     Row,
 )
+from hub.trouble import reason
 from lineside import ranges, wire
 from lineside.errors import ConfigError
 from lineside.files import make_private
@@ -92,8 +93,7 @@ class Store:
             raise
         except sa.exc.SQLAlchemyError as error:
             self.close()
-            reason = str(getattr(error, "orig", error)).strip().splitlines()[0]
-            raise ConfigError("hub.database", f"{place} cannot be opened ({reason})", "mend the URL") from error
+            raise ConfigError("hub.database", f"{place} cannot be opened ({reason(error)})", "mend the URL") from error
 
     @property
     def engine(self) -> sa.Engine:

@@ -1,4 +1,4 @@
-"""Why a database did not do what it was asked, in one word."""
+"""Why a database did not do what it was asked, in one word or its own."""
 
 from __future__ import annotations
 
@@ -36,3 +36,13 @@ def trouble(error: SQLAlchemyError) -> Trouble:
     by_state = [word for start, word in STATES.items() if state.startswith(start)]
     by_sentence = [word for sentence, word in SENTENCES.items() if sentence in str(cause)]
     return next(iter(by_state + by_sentence), "failed")
+
+
+def reason(error: SQLAlchemyError) -> str:
+    """The first line of what the database itself said, without the statement that it was asked.
+
+    >>> from sqlalchemy.exc import OperationalError
+    >>> reason(OperationalError("INSERT", {}, OSError("database is locked")))
+    'database is locked'
+    """
+    return str(getattr(error, "orig", error)).strip().splitlines()[0]

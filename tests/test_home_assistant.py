@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import jinja2
 import msgspec
 import paho.mqtt.client as paho
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from hub import home_assistant, watch
 from hub.alarms import Event
@@ -37,6 +39,9 @@ DEVICE_KEYS = {"identifiers", "name", "manufacturer", "model", "sw_version"}
 ROOT_KEYS = {"device", "origin", "availability", "availability_mode", "state_topic", "qos", "components"}
 OPTIONS = {"device_class", "unit_of_measurement", "state_class", "options", "suggested_display_precision"}
 COMPONENT_KEYS = {"platform", "unique_id", "name", "value_template", "expire_after"} | OPTIONS
+
+
+AWAY = OperationalError("SELECT 1", {}, OSError("database is locked"))
 
 
 def well(**change: Any) -> Health:
@@ -205,6 +210,25 @@ def test_announced_kept_up_to_date_and_taken_away(broker: LineBroker) -> None:
     off.stop()
     assert not (broker.folder / broker.plant.state / "home_assistant.json").exists()
     listener.close()
+
+
+def test_a_store_that_is_away_is_told_once_each_time(broker: LineBroker, caplog: pytest.LogCaptureFixture) -> None:
+    answers = itertools.chain([AWAY, AWAY, AWAY, line(), AWAY], itertools.repeat(line()))
+    listener = Listener(broker)
+
+    def look() -> watch.Line:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    announcer = Announcer(broker.plant, broker.folder, look)
+    announcer.start()
+    assert wait(lambda: config_topic(SITE, "press-3") in listener.stands)
+    assert wait(lambda: caplog.text.count("hears nothing until the store can be read again (database is locked)") == 2)
+    announcer.stop()
+    listener.close()
+    assert "SELECT" not in caplog.text
 
 
 def test_retained_for_whoever_comes_later(broker: LineBroker) -> None:

@@ -350,8 +350,11 @@ def test_an_address_where_nothing_is_and_a_page_that_cannot_be_shown(tmp_path: P
     visitor.page.goto(made.url)
     visitor.sees("This page cannot be shown now")
     visitor.sees(BLIND)
+    visitor.page.goto(f"{made.url}/nowhere")
+    visitor.sees("This page cannot be shown now")
+    assert visitor.page.locator(".l-head").count() == 1
     _rename(tmp_path / "hub.db", "elsewhere", "scores")
-    visitor.page.locator(".l-tile").first.wait_for(timeout=20_000)  # by itself
+    visitor.sees("There is no page {path}.", path="/nowhere")  # by itself
     assert [error for error in visitor.errors if "404" not in error and "500" not in error] == []
     visitor.errors = []
     visitor.leave()

@@ -202,6 +202,21 @@ def test_an_encoder_without_sense_is_taken_back_in_probation(bench: Bench, monke
     assert bench.version == "1"
 
 
+@contextlib.contextmanager
+def killed_at_switch(monkeypatch: pytest.MonkeyPatch, number: int) -> Iterator[None]:
+    """The power is cut before the switch of a slot with this number."""
+    count, switch = itertools.count(1), Slots.switch
+
+    def cut(self: Slots, modality: str) -> object:
+        if next(count) == number:
+            raise Killed
+        return switch(self, modality)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Slots, "switch", cut)
+        yield
+
+
 def test_encoders_of_another_space_change_as_one_set_and_go_back_as_one(bench: Bench) -> None:
     paths = {modality: encoder(bench, modality, space="new") for modality in PLANT.modalities}
     offer(bench.repo, {"camera": paths["camera"]}, "7e")
@@ -222,17 +237,8 @@ def test_a_power_cut_between_the_switches_of_a_set_heals_at_start(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, killed_at: int
 ) -> None:
     offer(bench.repo, {modality: encoder(bench, modality, space="new") for modality in PLANT.modalities}, "7f")
-    count, switch = itertools.count(1), Slots.switch
-
-    def cut(self: Slots, modality: str) -> object:
-        if next(count) == killed_at:
-            raise Killed
-        return switch(self, modality)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Slots, "switch", cut)
-        with pytest.raises(Killed):
-            bench.update(asked=False)
+    with killed_at_switch(monkeypatch, killed_at), pytest.raises(Killed):
+        bench.update(asked=False)
     found = again(bench)
     assert found.changeover.ensemble.versions == {"camera": "2", "microphone": "2"}
     settle(found.rollout)
@@ -244,17 +250,8 @@ def test_a_set_of_which_a_file_is_gone_at_start_begins_again(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, gone: str
 ) -> None:
     offer(bench.repo, {modality: encoder(bench, modality, space="new") for modality in PLANT.modalities}, "7f")
-    count, switch = itertools.count(1), Slots.switch
-
-    def cut(self: Slots, modality: str) -> object:
-        if next(count) == 2:
-            raise Killed
-        return switch(self, modality)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Slots, "switch", cut)
-        with pytest.raises(Killed):
-            bench.update(asked=False)
+    with killed_at_switch(monkeypatch, 2), pytest.raises(Killed):
+        bench.update(asked=False)
     two = next(slot for slot in (bench.slots.current(gone), bench.slots.spare(gone)) if slot and slot.version == 2)
     two.path.unlink()
     found = again(bench)
@@ -272,17 +269,8 @@ def test_a_power_cut_while_a_set_falls_back_heals_at_start(
     offer(bench.repo, paths, "7f", msgspec.structs.replace(WATCHED, shadow_s=0.0))
     bench.rollout.look()
     until(bench, "probation")
-    count, switch = itertools.count(1), Slots.switch
-
-    def cut(self: Slots, modality: str) -> object:
-        if next(count) == killed_at:
-            raise Killed
-        return switch(self, modality)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Slots, "switch", cut)
-        with pytest.raises(Killed):
-            bench.rollout.cancel("camera")
+    with killed_at_switch(monkeypatch, killed_at), pytest.raises(Killed):
+        bench.rollout.cancel("camera")
     found = again(bench)
     assert found.changeover.ensemble.versions == {"camera": "1", "microphone": "1"}
     assert "cancelled by a person" in found.rollout.installed["camera"].reason

@@ -20,15 +20,17 @@ def mount(hub: Hub) -> None:
     """Show them in place of NiceGUI's own."""
 
     @nicegui_app.exception_handler(404)
-    def missing(request: Request, _error: Exception) -> Response:
+    async def missing(request: Request, _error: Exception) -> Response:
         if "text/html" not in request.headers.get("accept", ""):
             return JSONResponse({"error": f"nothing is at {request.url.path}"}, 404)
         with Client(ui.page(""), request=request) as client:
             visit = Visit.of(hub, request)
             try:
-                shell.show(visit, "", Missing, title=visit.t("Nothing is here"))
+                hub.look()  # before anything is drawn; what the page shows is this look
             except SQLAlchemyError as error:
                 _failed(visit, error)
+            else:
+                shell.show(visit, "", Missing, title=visit.t("Nothing is here"))
             return client.build_response(request, 404)
 
     @nicegui_app.on_page_exception

@@ -19,6 +19,7 @@ from hub.dashboard.gate import COOKIE
 from hub.history import History, Place, Span
 from hub.line import Hub
 from hub.tables import INT64_MAX
+from hub.trouble import reason
 from lineside.errors import LinesideError
 
 TITLE, ABOUT = (
@@ -191,8 +192,8 @@ def _not_here(request: Request, error: Exception) -> Response:
 
 
 def _not_now(_request: Request, error: Exception) -> Response:
-    reason = str(getattr(error, "orig", error)).strip().splitlines()[0]
-    return told(Refused("store", "hub.database", reason, "ask again; the hub's log says more"), 503)
+    assert isinstance(error, SQLAlchemyError)
+    return told(Refused("store", "hub.database", reason(error), "ask again; the hub's log says more"), 503)
 
 
 def _document(v1: FastAPI, *, login: bool) -> dict[str, Any]:
