@@ -176,7 +176,12 @@ class Guest:
         self.do("systemctl", "daemon-reload")
         done = self.do("systemctl", "start", probe)
         assert done.returncode == 0, self.journal(probe)
-        told: dict[str, str] = json.loads([line for line in self.journal(probe).splitlines() if line[:1] == "{"][-1])
+
+        def said() -> list[str]:
+            return [line for line in self.journal(probe).splitlines() if line[:1] == "{"]
+
+        assert wait(said), self.journal(probe)  # the journal reads what a unit said now and then after its end
+        told: dict[str, str] = json.loads(said()[-1])
         return told
 
     def off(self) -> None:
