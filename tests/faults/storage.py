@@ -45,10 +45,10 @@ def full(folder: Path, strikes: int) -> Found:
     """The disk of the state folder is full for eight seconds."""
     with small_disk(folder, 24) as disk, running(folder / "plant", state=disk / "state") as plant:
         filler = disk / "filler"
-        with filler.open("wb") as file, contextlib.suppress(OSError):
+        # Unbuffered: what a buffer still held would be tried once more, and refused, where the file is closed.
+        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
             while True:
                 file.write(bytes(64 * 1024))
-                file.flush()
         time.sleep(8)
         alive = plant.processes["agent"].poll() is None
         filler.unlink()
