@@ -3,13 +3,15 @@
 `if_not_exists`, because such a database has these tables, the older ones not all of them.
 """
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
 revision, down_revision = "0001", None
 
 STATION = sa.Column("station", sa.String, nullable=False)
-TABLES = {
+TABLES: dict[str, list[tuple[str, type[sa.types.TypeEngine[Any]]]]] = {
     "embeddings": [("station", sa.String), ("start_ns", sa.BigInteger), ("modalities", sa.String)],
     "scores": [("station", sa.String), ("start_ns", sa.BigInteger), ("p_value", sa.Float)],
     "alarms": [("station", sa.String), ("key", sa.String), ("state", sa.String), ("time_ns", sa.BigInteger)],
