@@ -219,7 +219,7 @@ def _drifted(drift: Drift, score: Score, false_alarm_days: float) -> Alarm:
 
 def _cleared(alarm: Alarm, time_ns: int, text: str) -> Alarm:
     """The message that clears a raised alarm."""
-    return msgspec.structs.replace(alarm, state="cleared", time_ns=time_ns, text=text, pictures={})
+    return msgspec.structs.replace(alarm.plain(), state="cleared", time_ns=time_ns, text=text)
 
 
 UNLIKE: dict[AlarmKind, tuple[str, str]] = {  # key, text

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import msgspec
-
 from lineside.channels import Block, block
 from lineside.errors import RecordingError
 from lineside.evidence import labels
@@ -148,4 +146,4 @@ def recordings(folder: Path) -> list[Path]:
 def _noted(alarm: Alarm, start_ns: int) -> Block:
     """An alarm as a message of a file that begins at `start_ns`; its small pictures are in there as they were taken."""
     at_ns = max(alarm.time_ns, start_ns)
-    return block("/alarms", at_ns, at_ns, msgspec.structs.replace(alarm, pictures={}))
+    return block("/alarms", at_ns, at_ns, alarm.plain())

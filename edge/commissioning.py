@@ -1,7 +1,8 @@
 """Commissioning: prepared windows of normal running, kept on the device.
 
 Kept as encoder inputs, not as embeddings, so that a new encoder learns the same normal running in its own
-terms, on the device, before it is switched in. Nothing of it leaves the device.
+terms, on the device, before it is switched in. Nothing of it leaves the device but, where the device may send
+evidence, a small picture of what an alarm is most like.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from edge.config import DeviceConfig
 from edge.encoder import Encoder
-from edge.ensemble import Ensemble
+from edge.ensemble import Ensemble, Example
 from edge.mapped import MappedArrays
 from edge.monitor import Watch
 from edge.rehearsal import Rehearsal, Trial, bounded, from_arrays, to_arrays
@@ -156,7 +157,12 @@ class Commissioning:
             self._scenes(encoders),
             by_state,
             self._recogniser(encoded, by_state, encoders),
+            self.example,
         )
+
+    def example(self, sensor: str, number: int) -> Example:
+        """A sensor's window in one moment."""
+        return Example(self.start_ns[number], self.moments[number][sensor])
 
     def _by_state(self, encoded: Mapping[str, Encoded], config: DeviceConfig) -> dict[str, Normal]:
         """Normal running in each of the device's states, but for those with too few moments of any sensor."""
@@ -165,7 +171,7 @@ class Commissioning:
             rows = np.array([one == state for one in self.states])
             inside = {sensor: both.at(rows) for sensor, both in encoded.items()}
             with contextlib.suppress(ValueError):  # too few: the pipeline tells when the station is in it
-                found[state] = Normal.fit(inside, config.commissioning.coreset)
+                found[state] = Normal.fit(inside, config.commissioning.coreset, np.flatnonzero(rows))
         return found
 
     def _recogniser(

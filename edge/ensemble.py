@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,13 @@ from lineside.states import States
 from lineside.windows import Window
 
 
+class Example(NamedTuple):
+    """A window of normal running as one sensor's encoder was given it, and when its moment began."""
+
+    start_ns: int
+    prepared: NDArray[np.generic]
+
+
 @dataclass(frozen=True)
 class Ensemble:
     """Encoders by modality; `normal` and `watch` are None until commissioning is done, `commissioned_ns` is 0.
@@ -26,7 +34,7 @@ class Ensemble:
     `commissioned_ns` is when the last moment of commissioning began, and so tells one normal running from another;
     `scenes` are the sensors' backgrounds in it; `states` is normal running in each state of the station that it has
     learned, empty for one that tells of none; `recogniser` tells these states, and the kinds of faults that it was
-    shown, apart by what sensors show.
+    shown, apart by what sensors show; `example` gives a sensor's window in the moment of commissioning of a number.
     """
 
     encoders: Mapping[str, Encoder]
@@ -36,6 +44,7 @@ class Ensemble:
     scenes: Mapping[str, Scene] = field(default_factory=dict)
     states: Mapping[str, Normal] = field(default_factory=dict)
     recogniser: States | None = None
+    example: Callable[[str, int], Example] | None = None
 
     @property
     def versions(self) -> dict[str, str]:
@@ -65,10 +74,21 @@ class Ensemble:
         A sensor that came after commissioning stays out until the device is commissioned again. Without a state it is
         judged by all normal running.
         """
-        normal = self.states.get(state) if state else self.normal
+        normal = self._normal_in(state)
         if normal is None:
             return None
         return normal.judge({name: one for name, one in encoded.items() if name in normal.coresets})
+
+    def like(self, encoded: Mapping[str, Encoded], state: str = "") -> dict[str, Example]:
+        """By sensor, what of normal running its window is most like; empty before commissioning."""
+        normal, example = self._normal_in(state), self.example
+        if normal is None or example is None:
+            return {}
+        known = {name: one for name, one in encoded.items() if name in normal.coresets}
+        return {name: example(name, normal.nearest(name, one)) for name, one in known.items()}
+
+    def _normal_in(self, state: str) -> Normal | None:
+        return self.states.get(state) if state else self.normal
 
     def recognise(self, encoded: Mapping[str, Encoded]) -> tuple[dict[str, float], dict[str, float]]:
         """Fused logit of each state by what the sensors show, and what each sensor says for the likeliest (nats).

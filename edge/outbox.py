@@ -188,7 +188,7 @@ class Outbox:
         self._about = replace(self._about, last_seq=seq)
         payload = wire.encode(wire.stamped(message, self.epoch, seq))
         if len(payload) > wire.MAX_BYTES and isinstance(message, Alarm):  # the alarm itself is never dropped
-            payload = wire.encode(wire.stamped(msgspec.structs.replace(message, pictures={}), self.epoch, seq))
+            payload = wire.encode(wire.stamped(message.plain(), self.epoch, seq))
         if len(payload) > wire.MAX_BYTES:
             self._bury([(seq, seq)], "size", 1)
         else:

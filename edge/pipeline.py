@@ -26,14 +26,14 @@ from edge.monitor import Drift, Monitor
 from edge.shadow import Judged, Shadow
 from edge.stages import Stages
 from edge.station import Station
-from edge.thumbnail import thumbnail
+from edge.thumbnail import example, thumbnail
 from edge.triage import Seen
 from lineside import wire
 from lineside.clock import NS
 from lineside.contribution import Contributions, Summary
 from lineside.errors import ReleaseError
 from lineside.fusion import Encoded, Judgement
-from lineside.messages import Alarm, Embedding, Embeddings, Message, Score
+from lineside.messages import Alarm, Embedding, Embeddings, Message, NormalMoment, Score
 from lineside.quality import Quality
 from lineside.windows import Cutter, Moment, Moments, Samples, Timing, Window
 
@@ -225,7 +225,8 @@ class Pipeline:
                 score, changes = self._judge(moment, good, encoded, bad, ensemble, state)
                 out += [score] if score else []
                 alarms += changes
-        return out + [self._with_evidence(self._with_cause(alarm, ensemble), moment) for alarm in alarms]
+        told = [self._with_cause(alarm, ensemble) for alarm in alarms]
+        return out + [self._with_evidence(alarm, moment, encoded, ensemble) for alarm in told]
 
     def _prepared(
         self, moment: Moment, ensemble: Ensemble | None
@@ -383,11 +384,18 @@ class Pipeline:
             state_contributions=said,
         )
 
-    def _with_evidence(self, alarm: Alarm, moment: Moment) -> Alarm:
+    def _with_evidence(
+        self, alarm: Alarm, moment: Moment, encoded: Mapping[str, Encoded], ensemble: Ensemble | None
+    ) -> Alarm:
+        """With small pictures of what a raised alarm is about, and of what it is most like of normal running."""
         if not self._config.device.evidence or alarm.state != "raised":
             return alarm
-        pictures = {name: thumbnail(window) for name, window in moment.windows.items()}
-        return msgspec.structs.replace(alarm, pictures=pictures)
+        near = ensemble.like(encoded, self._in_state or "") if ensemble is not None else {}
+        inputs = {name: one.prepared for name, one in near.items()}
+        windows = moment.windows
+        pictures = {name: thumbnail(window, inputs.get(name)) for name, window in windows.items()}
+        like = {name: NormalMoment(one.start_ns, example(one.prepared, windows[name])) for name, one in near.items()}
+        return msgspec.structs.replace(alarm, pictures=pictures, like=like)
 
 
 def _problems(moment: Moment, sensor: str) -> tuple[str, ...]:

@@ -54,7 +54,7 @@ def _label(name: str) -> Callable[[Event], str]:
 SHEETS: dict[str, dict[str, Column]] = {
     "score": _fields(Score),
     "alarm": {
-        **_fields(Alarm, "raised.", but=("state", "pictures")),
+        **_fields(Alarm, "raised.", but=("state", "pictures", "like")),
         "state": Column(str, attrgetter("state")),
         "cleared_ns": Column(int, attrgetter("cleared_ns")),
         "acknowledged_by": Column(str, attrgetter("acknowledged_by")),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -20,13 +20,15 @@ class Coreset:
     Whitened, so that a change counts by how unusual it is, not by how large: features of normal running differ
     along few directions, and a fault that moves them along another one would else be lost among these. The mean
     variance is added to every direction's own, which from few windows is known badly or not at all. Fewer windows than
-    features span r < f directions alone: what leads beside them counts by its length over `beside`.
+    features span r < f directions alone: what leads beside them counts by its length over `beside`. `taken` (m,) says
+    which of the windows the bank's rows are.
     """
 
     mean: NDArray[np.floating[Any]]
     whiten: NDArray[np.floating[Any]]
     bank: NDArray[np.float32]
     beside: float = math.inf
+    taken: NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, np.intp))
 
     @classmethod
     def fit(cls, points: NDArray[np.float32], size: int) -> Coreset:
@@ -43,7 +45,8 @@ class Coreset:
         whiten = np.asarray(axes / np.sqrt(spread + added), np.float32)
         white = np.asarray((points - mean).astype(np.float32) @ whiten, np.float32)
         beside = math.inf if len(spread) == points.shape[1] else math.sqrt(added)
-        return cls(mean.astype(np.float32), whiten, white[k_center(white, size)], beside)
+        taken = k_center(white, size)
+        return cls(mean.astype(np.float32), whiten, white[taken], beside, taken)
 
     def distances(self, points: NDArray[np.float32]) -> NDArray[np.float64]:
         """Whitened distance (n,) from each of `points` (n, f) to its nearest neighbour in the bank."""
@@ -56,6 +59,16 @@ class Coreset:
             axis=1
         )
         return np.asarray(np.sqrt(near**2 + np.maximum(left, 0.0) / self.beside**2))
+
+    def nearest(self, point: NDArray[np.float32]) -> int:
+        """Which of the points that `fit` was given is, of those kept, the nearest to one (f,), whitened.
+
+        >>> usual = np.array([[3.0, 0.0], [-3.0, 0.01], [1.0, 0.0], [-1.0, -0.01]], np.float32)
+        >>> Coreset.fit(usual, 4).nearest(np.array([-1.2, 0.0], np.float32))
+        3
+        """
+        white = (point - self.mean) @ self.whiten
+        return int(self.taken[np.square(self.bank - white).sum(axis=1).argmin()])
 
     @cached_property
     def _scale(self) -> NDArray[np.floating[Any]]:

@@ -67,7 +67,8 @@ class Normal:
     """Normal running of one station, for one set of encoders.
 
     `coresets` are of features by sensor, `looks` of cells; the calibrations are of distances to these per sensor, of
-    negative cosines per pair, and of evidence per subset of sensors.
+    negative cosines per pair, and of evidence per subset of sensors. `moments` numbers the windows that a sensor's
+    coreset was made of by their moments.
     """
 
     coresets: dict[str, Coreset]
@@ -76,10 +77,11 @@ class Normal:
     fused: dict[frozenset[str], Calibration]
     looks: dict[str, Look] = field(default_factory=dict)
     seen: dict[str, Calibration] = field(default_factory=dict)
+    moments: dict[str, NDArray[np.intp]] = field(default_factory=dict)
 
     @classmethod
-    def fit(cls, encoded: Mapping[str, Encoded], coreset_size: int) -> Normal:
-        """Learn normal from aligned moments: row i of all sensors is the same moment.
+    def fit(cls, encoded: Mapping[str, Encoded], coreset_size: int, numbers: NDArray[np.intp] | None = None) -> Normal:
+        """Learn normal from aligned moments: row i of all sensors is the same moment, number i or `numbers[i]`.
 
         A sensor that is absent from a moment has rows of NaN there. Calibration scores are cross-conformal: the
         moments are dealt out to FOLDS folds in blocks of time, and each fold is scored against banks and
@@ -114,7 +116,10 @@ class Normal:
                 scores = _finite(np.sum([*(single[m] for m in members), *inside], axis=0))
                 if len(scores) >= MIN_MOMENTS:
                     fused[frozenset(members)] = Calibration.fit(scores)
-        return cls(coresets, singles, pairs, fused, looks, seen)
+        moments = {s: np.flatnonzero(_present(rows)) for s, rows in features.items()}
+        if numbers is not None:
+            moments = {sensor: numbers[rows] for sensor, rows in moments.items()}
+        return cls(coresets, singles, pairs, fused, looks, seen, moments)
 
     def judge(self, encoded: Mapping[str, Encoded]) -> Judgement | None:
         """Judge one moment from what the sensors present gave, one window each.
@@ -143,6 +148,10 @@ class Normal:
             pair={"+".join(p): a for p, a in pair.items()},
             p_upper=known.p_upper(evidence) if p_value < known.reach else None,
         )
+
+    def nearest(self, sensor: str, one: Encoded) -> int:
+        """The number of the normal moment that a sensor's window is most like, by its features, of those kept."""
+        return int(self.moments[sensor][self.coresets[sensor].nearest(one.features)])
 
     def _alone(self, sensor: str, one: Encoded) -> float:
         """Evidence of one sensor's window (-ln p)."""

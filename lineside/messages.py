@@ -78,13 +78,21 @@ AlarmState = Literal["raised", "cleared"]
 AlarmCause = Literal["", "sensor", "process", "undecided"]
 
 
+class NormalMoment(msgspec.Struct, frozen=True):
+    """What one sensor showed in a moment of normal running: when it began, and a small JPEG."""
+
+    start_ns: int
+    picture: bytes
+
+
 class Alarm(Message, frozen=True):
     """A change of an alarm's state. The same `key` names the same event from raise to clear.
 
     `subject` is the station for an anomaly, the sensor for a sensor alarm, the device for one that the hub raises of it
     (`device`: it is away); for drift a sensor, a pair `a+b`, or the station; `top_sensor` and `top_modality` name the
     largest contribution, empty for the hub's own; `limits` are the thresholds in force;
-    `pictures` are small JPEGs by sensor, sent only when the device may send evidence; `cause` says of a raised alarm
+    `pictures` are small JPEGs by sensor, sent only when the device may send evidence, and `like` by sensor what of
+    normal running its encoder finds most like that; `cause` says of a raised alarm
     whether a sensor or the process that it watches is at fault (edge.triage). `effect` is the size of a drift in
     standard deviations of what drifted, 0 where its spread changed; `trace` is its course in the same, in equal spans
     from before the onset. `recording` is the file in the device's folder `evidence` that keeps what it saw and heard
@@ -107,10 +115,15 @@ class Alarm(Message, frozen=True):
     limits: dict[str, float]
     text: str
     pictures: dict[str, bytes] = {}
+    like: dict[str, NormalMoment] = {}
     cause: AlarmCause = ""
     effect: float = 0.0
     trace: list[float] = []
     recording: str = ""
+
+    def plain(self) -> Alarm:
+        """The same without pictures."""
+        return msgspec.structs.replace(self, pictures={}, like={})
 
 
 class SensorHealth(msgspec.Struct, frozen=True, kw_only=True):

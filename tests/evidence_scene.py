@@ -13,6 +13,7 @@ from lineside.clock import NS
 from lineside.evidence import labels
 from lineside.messages import Alarm
 from lineside.recording import About, Recorder
+from lineside.windows import Cutter, Window
 from tests.line_device import MODALITIES, SENSORS, SITE
 
 START_NS = 1_700_000_000 * NS
@@ -39,6 +40,22 @@ def alarm(key: str = "k1", state: str = "raised", *, start_ns: int = START_NS, *
         key=key, state=state, top_sensor="mic0", top_modality="microphone", onset_ns=time_ns - NS, time_ns=time_ns,
         p_value=1e-4, evidence=9.0, limits={"p_limit": 0.01, "raise_count": 5, "of": 6}, **told,
     )  # fmt: skip
+
+
+def windows(fault: str = "") -> dict[str, Window]:
+    """A second of each sensor of the simulated line, all of it with a `fault`."""
+    device, injector = (
+        DeviceConfig(device=DeviceSettings(id="edge-1", site=SITE, station="press"), sensors=SENSORS),
+        Injector(),
+    )
+    cutters = {name: Cutter(NS, NS) for name in MODALITIES}
+    found: dict[str, Window] = {}
+    if fault:
+        injector.start(fault, START_NS + 3600 * NS)
+    for samples in simulated(device, Path(), START_NS, 4.0):
+        for window in cutters[samples.sensor].push(injector.apply(samples)):
+            found[window.sensor] = window
+    return found
 
 
 def recording(path: Path, *alarms: Alarm, seconds: float = 8.0, start_ns: int = START_NS, fault: str = "") -> Path:

@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import msgspec
 import numpy as np
 import pytest
@@ -27,6 +26,7 @@ from PIL import Image
 
 from edge.agent import Agent
 from edge.config import CommissioningSettings, DeviceConfig, DeviceSettings, EvidenceSettings
+from edge.thumbnail import example, thumbnail
 from hub.accounts import ROLES, Accounts
 from hub.dashboard.gate import COOKIE
 from hub.store import Store, database_url
@@ -35,9 +35,11 @@ from lineside import config as toml
 from lineside import mqtt, topics, wire
 from lineside.clock import NS, SystemClock
 from lineside.evidence import REPLAYED, Again, Replayed
-from lineside.messages import Embedding, Embeddings, Message, Score
+from lineside.features import CameraPrepare, MicrophonePrepare, prepare
+from lineside.messages import Embedding, Embeddings, Message, NormalMoment, Score
 from lineside.plant import PlantConfig
 from lineside.recording import Recording, without_faults
+from lineside.windows import Window
 from tests import evidence_scene as scene
 from tests.line_broker import wait
 from tests.line_device import MODALITIES, SENSORS, SITE, install
@@ -49,6 +51,7 @@ SCREENS = ROOT / "docs" / "screens"
 KEY, COLOURS = "edge-1/press/anomaly/1", 128
 WHY = "press is unlike normal: 78% of the evidence comes from mic0 (microphone), p = 1e-04 (at most 3e-04, 95 %)"
 CAUSE = " (cause: the process; unlike normal: mic0; the background of mic0 is as it was)"
+PREPARED = {"camera": CameraPrepare(), "microphone": MicrophonePrepare()}
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
@@ -145,7 +148,8 @@ class Plant:
                 text=WHY + CAUSE,
                 cause="process",
                 versions={"camera": "1", "microphone": "1"},
-                pictures={"cam0": small_picture()},
+                pictures={name: thumbnail(window) for name, window in scene.windows("bearing_noise").items()},
+                like={name: beside(window, raised - 90_000 * NS) for name, window in scene.windows().items()},
             )
         )
         say(
@@ -190,10 +194,8 @@ def moment(about: dict[str, Any], *, last: bool) -> Score:
     )
 
 
-def small_picture() -> bytes:
-    frame = np.full((120, 160, 3), 70, np.uint8)
-    cv2.circle(frame, (82, 62), 30, (70, 150, 205), -1)
-    return cv2.imencode(".jpg", frame)[1].tobytes()
+def beside(window: Window, start_ns: int) -> NormalMoment:
+    return NormalMoment(start_ns, example(prepare(PREPARED[window.modality], window), window))
 
 
 @pytest.fixture(scope="module")
@@ -269,6 +271,9 @@ def test_an_alarm_is_looked_into_and_told_not_real_with_a_touch(plant: Plant, br
     page.get_by_text("unlike normal: mic0; the background of mic0 is as it was", exact=True).wait_for()
     page.get_by_text("p ≤ 0.01 in 5 of 6 moments").wait_for()
     assert page.locator(".l-card", has_text="Nearest normal moments").locator(".l-mono").count() == 6
+    beside = page.locator(".l-card", has_text="Beside normal running").locator("figure")
+    assert [text.partition(" ")[0] for text in beside.locator("div").all_inner_texts()] == 2 * ["in", "normal,"]
+    assert beside.locator("img").evaluate_all("all => all.map((one) => one.naturalWidth)") == [267, 267, 320, 320]
     page.get_by_label("Why (if you want to say)").fill("a fork lift passed")
     large_enough(page, "Not real").click()
     page.get_by_text("said by operator").wait_for(timeout=10_000)

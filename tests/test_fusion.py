@@ -139,6 +139,19 @@ def test_moments_with_gaps_are_used_and_too_few_are_refused():
         Normal.fit(running, 16)
 
 
+def test_what_is_nearest_is_told_by_the_number_of_its_moment():
+    running = normal_running(n=MIN_MOMENTS + 20)
+    running["cam0"].features[:10] = np.nan
+    seen, numbers = at(running, 30)["cam0"], np.arange(len(running["cam0"].features)) * 2 + 1000
+    assert Normal.fit(running, 1000).nearest("cam0", seen) == 30
+    assert Normal.fit(running, 1000, numbers).nearest("cam0", seen) == 1060
+    few = Normal.fit(running, 8)
+    kept = {int(each) for each in few.moments["cam0"][few.coresets["cam0"].taken]}
+    assert len(kept) == 8
+    assert min(kept) >= 10
+    assert {few.nearest("cam0", at(running, i)["cam0"]) for i in range(10, 60)} == kept  # each is nearest to itself
+
+
 def test_a_p_value_beyond_what_normal_windows_count_comes_with_its_bound():
     normal = Normal.fit(normal_running(), 64)
     far = -100 * at(normal_running(), 0)["cam0"].features

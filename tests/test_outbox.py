@@ -20,7 +20,7 @@ from edge.outbox import Outbox
 from edge.shelf import OLDEST, PAGE_BYTES, About, Shelf
 from lineside import wire
 from lineside.clock import NS, SimulatedClock
-from lineside.messages import Alarm, Embedding, Embeddings, Score, Tombstone
+from lineside.messages import Alarm, Embedding, Embeddings, NormalMoment, Score, Tombstone
 
 BIG = 10**9
 
@@ -196,11 +196,12 @@ def test_age_counts_the_time_that_the_agent_ran_whatever_the_clock_says(tmp_path
 
 def test_a_message_larger_than_the_hub_takes_does_not_stop_the_rest(tmp_path):
     box = outbox(tmp_path)
-    big = msgspec.structs.replace(alarm("big"), pictures={"cam0": bytes(wire.MAX_BYTES)})
+    normal = {"cam0": NormalMoment(0, bytes(wire.MAX_BYTES // 2))}
+    big = msgspec.structs.replace(alarm("big"), pictures={"cam0": bytes(wire.MAX_BYTES // 2)}, like=normal)
     box.put([big, embeddings(0, size=wire.MAX_BYTES + 1), embeddings(1)])
     told = [wire.decode(w.kind, w.payload) for w in box.pending(0, 10)]
     assert [type(t).__name__ for t in told] == ["Alarm", "Tombstone", "Embeddings"]
-    assert (told[0].key, told[0].pictures, told[1].ranges) == ("big", {}, [(2, 2)])
+    assert (told[0].key, told[0].pictures, told[0].like, told[1].ranges) == ("big", {}, {}, [(2, 2)])
     assert box.dropped == {"size": 1}
 
 

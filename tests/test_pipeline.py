@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from msgspec import structs
@@ -91,6 +92,23 @@ def test_a_fault_raises_an_alarm_that_names_the_modality_and_ends(ensemble):
     assert START_NS + 1009 * NS <= alarms[0].onset_ns <= START_NS + 1020 * NS
     assert all(picture.startswith(b"\xff\xd8") for picture in alarms[0].pictures.values())
     assert len(alarms[0].pictures) == 2
+
+
+@pytest.mark.slow
+def test_an_alarm_shows_the_normal_moments_that_it_is_most_like(ensemble, learned):
+    raised, cleared = watch(ensemble, 40.0, "bearing_noise")[1]
+    assert list(raised.like) == ["cam0", "mic0"]
+    assert {one.start_ns for one in raised.like.values()} <= {*learned.start_ns}
+    drawn = {name: decoded(one.picture) for name, one in raised.like.items()}
+    assert all(drawn[name].shape == decoded(picture).shape for name, picture in raised.pictures.items())
+    seen = decoded(raised.pictures["cam0"]).astype(float)
+    assert np.abs(drawn["cam0"] - seen).mean() < 12  # the line as it is: nothing is wrong with what it sees
+    assert np.abs(drawn["mic0"] - decoded(raised.pictures["mic0"]).astype(float)).mean() > 20
+    assert (cleared.like, cleared.pictures, raised.plain().like) == ({}, {}, {})
+
+
+def decoded(jpeg):
+    return cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
 
 
 @pytest.mark.slow

@@ -136,6 +136,17 @@ def test_each_state_is_learned_by_itself_and_kept(learned: Commissioning, ensemb
     assert Commissioning.load(tmp_path / "kept.npz").states == learned.states
 
 
+def test_what_is_nearest_lies_in_the_state_that_the_station_is_in(learned: Commissioning, ensemble: Ensemble) -> None:
+    encoded = learned.encoded(ensemble.encoders)
+    of_a = [i for i, state in enumerate(learned.states) if state == "product a"][7]
+    seen = {sensor: both.at(of_a) for sensor, both in encoded.items()}
+    for state, number in [("product a", of_a), ("product b", None)]:
+        near = {sensor: learned.start_ns.index(one.start_ns) for sensor, one in ensemble.like(seen, state).items()}
+        assert {learned.states[i] for i in near.values()} == {state}
+        assert number is None or set(near.values()) == {number}
+    assert ensemble.like(seen, "product c") == {}
+
+
 def test_the_wrong_product_is_strange_though_it_is_normal_in_another_state(ensemble: Ensemble) -> None:
     _, right, calm = watched(ensemble, "product b", "b")
     _, wrong, cried = watched(ensemble, "product a", "b")

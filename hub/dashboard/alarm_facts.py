@@ -120,6 +120,27 @@ def cause(t: Language, alarm: Alarm) -> None:
         parts.said(t, why or NONE)
 
 
+def normal(t: Language, alarm: Alarm, modalities: dict[str, str], now_ns: int) -> None:
+    """What each sensor showed, beside what of normal running its encoder finds most like it, as the device sent it."""
+    if not alarm.like:
+        return
+    with ui.element("section").classes("l-card"):
+        parts.heading(t("Beside normal running"))
+        for sensor, near in sorted(alarm.like.items()):
+            kind = modalities.get(sensor, "")
+            parts.modality(kind, f"{sensor} ({t(kind)})" if kind else sensor)
+            then = t("normal, {time}", time=t.moment(near.start_ns, now_ns))
+            with ui.element("div").classes("l-beside"):
+                for picture, told in ((alarm.pictures.get(sensor), t("in the alarm")), (near.picture, then)):
+                    if picture:
+                        with ui.element("figure"):
+                            parts.picture(picture, f"{sensor}: {told}")
+                            ui.label(told).classes("l-soft")
+        ui.label(t("Of all normal running that the device learned, what its encoders find most like it.")).classes(
+            "l-soft"
+        )
+
+
 def like(t: Language, found: Nearest, modalities: dict[str, str], now_ns: int) -> None:
     """Normal moments that were most like the one that raised it, as each sensor's encoder sees them."""
     with ui.element("section").classes("l-card"):
@@ -138,9 +159,9 @@ def like(t: Language, found: Nearest, modalities: dict[str, str], now_ns: int) -
             ui.label(t.number(cosine, 3)).classes("l-mono")
 
         table.show(rows, draw)
-        ui.label(
-            t("Of {n} normal moments; their pictures and sound are kept nowhere.", n=t.number(found.looked))
-        ).classes("l-soft")
+        ui.label(t("Of {n} normal moments, by the embeddings that the hub keeps.", n=t.number(found.looked))).classes(
+            "l-soft"
+        )
 
 
 def in_force(visit: Visit, facts: Facts, alarm: Alarm) -> None:

@@ -115,6 +115,7 @@ class AlarmView:
         with self._facts:
             alarm_facts.contributions(t, alarm, facts.score, known)
             alarm_facts.cause(t, alarm)
+            alarm_facts.normal(t, alarm, known, now_ns)
             alarm_facts.like(t, facts.like, known, now_ns)
             alarm_facts.in_force(visit, facts, alarm)
         self._done.clear()

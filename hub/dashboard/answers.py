@@ -82,7 +82,7 @@ class AlarmEvent(msgspec.Struct, frozen=True):
     def of(cls, event: Event) -> AlarmEvent:
         """From the alarm book, as hub.history reads it."""
         return cls(
-            raised=msgspec.structs.replace(event.raised, pictures={}),
+            raised=event.raised.plain(),
             pictures=sorted(event.raised.pictures),
             state=event.state,
             cleared_ns=event.cleared_ns,

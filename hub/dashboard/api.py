@@ -115,7 +115,7 @@ def _device(station: Station) -> dict[str, Any]:
 
 def _alarm(event: Event) -> dict[str, Any]:
     """The event with its state; pictures are named, not sent."""
-    told = msgspec.to_builtins(msgspec.structs.replace(event.raised, pictures={}))
+    told = msgspec.to_builtins(event.raised.plain())
     return {
         **told,
         "state": event.state,

@@ -54,8 +54,12 @@ JAPANESE = {
     ),
     "Moment": "時刻",
     "Similarity (cosine)": "類似度（コサイン）",
-    "Of {n} normal moments; their pictures and sound are kept nowhere.": (
-        "正常時 {n} 件との比較です。その映像と音は保存されていません。"
+    "Of {n} normal moments, by the embeddings that the hub keeps.": "正常時 {n} 件の埋め込みとの比較です。",
+    "Beside normal running": "正常時との比較",
+    "in the alarm": "アラーム時",
+    "normal, {time}": "正常時（{time}）",
+    "Of all normal running that the device learned, what its encoders find most like it.": (
+        "デバイスが学習した正常運転のうち、エンコーダーから見て最も近いものです。"
     ),
     "Versions and thresholds in force": "当時のバージョンとしきい値",
     "Signed by the device": "デバイスの署名",
