@@ -11,7 +11,7 @@ import secrets
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -67,6 +67,15 @@ class Counts:
     database_full: int = 0
 
 
+@dataclass
+class Blamed:
+    """By device, what of Counts it is the cause of; what came on no topic of a device is nobody's."""
+
+    refused: Counter[str] = field(default_factory=Counter)
+    queue_full: Counter[str] = field(default_factory=Counter)
+    ahead: Counter[str] = field(default_factory=Counter)
+
+
 @dataclass(frozen=True)
 class Presence:
     """A device's last word (or the broker's, after its death) on its status topic."""
@@ -95,7 +104,7 @@ class Ingest:
     ) -> None:
         self.counts = Counts()
         self.failing = ""  # why the last commit failed (hub.trouble), "" after one that did not
-        self.turned_away: Counter[str] = Counter()
+        self.blamed = Blamed()
         self.presence: dict[str, Presence] = {}
         self._site, self._keeper, self._clock = site, keeper, clock
         self._queue: FairQueue[tables.Row] = FairQueue(queue_rows)
@@ -150,9 +159,10 @@ class Ingest:
             except WireError as error:
                 self.counts.received += 1
                 self.counts.refused += 1
-                device, _ = self._places.get(
-                    message.topic, ("", "")
-                )  # of each its own: one that babbles hides no other
+                device, _ = self._places.get(message.topic, ("", ""))
+                if device:
+                    self.blamed.refused[device] += 1
+                # of each its own: one that babbles hides no other
                 self._complain(f"refused {device}", f"{message.topic.decode(errors='replace')}: {error}", now_ns)
         return len(messages)
 
@@ -181,7 +191,7 @@ class Ingest:
 
     def _turn_away(self, device: str, now_ns: int) -> None:
         self.counts.queue_full += 1
-        self.turned_away[device] += 1
+        self.blamed.queue_full[device] += 1
         told = f"{self._queue.places} messages wait for the store, {device} floods it and will have to send again"
         self._complain("queue full", told, now_ns)
 
@@ -192,6 +202,7 @@ class Ingest:
         row = tables.row(kind, message, payload, now_ns)
         if row.time_ns > now_ns + AHEAD_NS:
             self.counts.ahead += 1
+            self.blamed.ahead[device] += 1
             seconds = (row.time_ns - now_ns) // NS
             self._complain(
                 f"ahead {device}", f"the clock of {device} is {seconds} s ahead of the hub's; set it", now_ns

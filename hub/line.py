@@ -216,6 +216,7 @@ class Hub:
             asdict(self.messenger.counts),
             self.ingest.failing,
             tuple(self.desk.silences(now_ns)),
+            {name: dict(devices) for name, devices in vars(self.ingest.blamed).items()},
         )
 
     def _known(self, now_ns: int, lasts: Mapping[str, watch.Arrival | None]) -> Floor:

@@ -39,6 +39,12 @@ COUNTS = {
     "database_full": "Messages that were not committed because the disk or the database is full.",
     "ahead": "Messages that were stored though their device's clock runs ahead.",
 }
+# By the name of the count in hub.ingest.Blamed.
+BLAMED = {
+    "refused": "Messages of a device that were not of ours.",
+    "queue_full": "Messages of a device that floods a full queue; it sends them again.",
+    "ahead": "Messages of a device that were stored though its clock runs ahead.",
+}
 # By the name of the count in hub.messenger.Counts.
 NOTICES = {
     "told": "Messages about alarms that an address has taken.",
@@ -123,6 +129,11 @@ def _devices(line: watch.Line) -> Iterable[Metric]:
         if station.health is not None and station.health_live:
             waits.add_metric([station.device], station.health.outbox_messages)
     yield from (states, up, last, score, waits)
+    for name, told in BLAMED.items():
+        causes = CounterMetricFamily(f"lineside_hub_device_{name}_messages", told, labels=["device"])
+        for station in line.stations:
+            causes.add_metric([station.device], line.blamed[name].get(station.device, 0))
+        yield causes
 
 
 def _alarms(line: watch.Line) -> Iterable[Metric]:

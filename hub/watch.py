@@ -71,7 +71,8 @@ class Station:
 
 @dataclass(frozen=True)
 class Line:
-    """The whole page at one moment, worst station first; `ingest` are the hub's own numbers.
+    """The whole page at one moment, worst station first; `ingest` are the hub's own numbers, `blamed` says by device
+    what of them it is the cause of (hub.ingest.Blamed).
 
     `groups` hold the same events by what they tell of, `rates` say how many alarms there are,
     `notices` how many messages were sent (hub.messenger.Counts), `store` why nothing can be stored now (hub.trouble),
@@ -88,6 +89,7 @@ class Line:
     notices: dict[str, int] = field(default_factory=dict)
     store: str = ""
     silences: tuple[Action, ...] = ()
+    blamed: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def station(self, device: str) -> Station | None:
         """The tile of a device."""

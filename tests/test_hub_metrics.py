@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from hub import metrics
-from hub.ingest import Counts, Presence
+from hub.ingest import Blamed, Counts, Presence
 from hub.line import Hub
 from lineside.clock import NS
 from tests.test_api import plant
@@ -40,6 +40,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
     made.ingest.presence["press-3"] = Presence("online", now_ns)
     made.keeper.add([kept(live, 1, received_ns=now_ns), kept(well, 2), kept(alarm("a", "raised", 3), 3)])
     made.ingest.counts.stored = 3
+    made.ingest.blamed.refused.update({"press-3": 2, "nobody-we-know": 1})  # whose names are no labels
     made.store.acknowledge("press-3", "a", "sato", 5)
     yield made
     made.store.close()
@@ -73,6 +74,7 @@ def test_ingest_commits_devices_and_alarms_are_told(hub: Hub, page: TestClient) 
     assert values(found["lineside_hub_device_up"], "device") == {"press-3": 1, "press-4": 0}
     assert values(found["lineside_hub_score_nats"], "device") == {"press-3": 4.5}
     assert values(found["lineside_hub_outbox_messages"], "device") == {"press-3": 3}
+    assert values(found["lineside_hub_device_refused_messages"], "device") == {"press-3": 2, "press-4": 0}
     assert values(found["lineside_hub_alarms"], "state") == {
         "ACTIVE_UNACK": 0,
         "ACTIVE_ACK": 1,
@@ -102,7 +104,9 @@ def test_a_commit_that_fails_took_its_time_too(hub: Hub, page: TestClient) -> No
 
 def test_every_count_of_ingest_is_told(page: TestClient) -> None:
     assert set(metrics.COUNTS) == {field.name for field in dataclasses.fields(Counts)}
-    assert {f"lineside_hub_{name}_messages" for name in metrics.COUNTS} <= set(families(page))
+    assert set(metrics.BLAMED) == {field.name for field in dataclasses.fields(Blamed)}
+    told = {f"lineside_hub_{name}_messages" for name in metrics.COUNTS}
+    assert told | {f"lineside_hub_device_{name}_messages" for name in metrics.BLAMED} <= set(families(page))
 
 
 def test_names_keep_to_prometheus_rules(page: TestClient) -> None:

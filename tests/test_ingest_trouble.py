@@ -66,14 +66,14 @@ def test_a_flood_is_turned_away_by_name_while_others_come_in(
         ingest = line.ingest(keeper, queue_rows=100)
         for seq in range(1, 501):
             loud.send(SCORE, seq)
-        assert wait(lambda: ingest.turned_away["press-3"] > 200)
+        assert wait(lambda: ingest.blamed.queue_full["press-3"] > 200)
         for seq in range(1, 11):
             quiet.send(msgspec.structs.replace(SCORE, device="press-4"), seq)
         keeper.go.set()
         assert wait(lambda: quiet.acknowledged() == set(range(1, 11)))
         assert wait(lambda: ingest.counts.received == 510)
         ingest.stop()
-    assert ingest.turned_away == {"press-3": ingest.counts.queue_full}
+    assert ingest.blamed.queue_full == {"press-3": ingest.counts.queue_full}
     told = [each.message for each in caplog.records if "floods it" in each.message]
     assert len(told) == 1
     assert "press-3" in told[0]
@@ -94,7 +94,7 @@ def test_a_clock_that_runs_ahead_is_stored_counted_and_told(tmp_path: Path, capl
     with caplog.at_level(logging.WARNING, "hub.ingest"):
         taking.take([message("press-3", seq, clock.now_ns() + seq * AHEAD_NS) for seq in (1, 2)])
         taking.take([message("press-3", 3, clock.now_ns() + 3 * AHEAD_NS)])
-    assert (taking.counts.ahead, taking.waiting) == (2, 3)
+    assert (taking.counts.ahead, taking.blamed.ahead, taking.waiting) == (2, {"press-3": 2}, 3)
     assert ["clock of press-3 is 120 s ahead" in each.message for each in caplog.records] == [True]
 
 
@@ -103,7 +103,7 @@ def test_another_version_of_the_protocol_is_refused_by_name(tmp_path: Path, capl
     newer = message("press-3", 1)
     with caplog.at_level(logging.WARNING, "hub.ingest"):
         assert taking.take([newer._replace(topic=newer.topic.replace(b"/v1/", b"/v2/"))]) == 1
-    assert (taking.counts.refused, taking.waiting) == (1, 0)
+    assert (taking.counts.refused, taking.blamed.refused, taking.waiting) == (1, {}, 0)
     assert "speaks v2, this side v1" in caplog.text
 
 
@@ -113,6 +113,7 @@ def test_a_device_that_babbles_hides_no_other_in_the_log(tmp_path: Path, caplog:
     with caplog.at_level(logging.WARNING, "hub.ingest"):
         taking.take([message(device, 2)._replace(payload=b"{") for device in ("press-3", "press-3", "press-4")])
     assert [("press-3" in told, "press-4" in told) for told in caplog.messages] == [(True, False), (False, True)]
+    assert taking.blamed.refused == {"press-3": 2, "press-4": 1}
     assert all("payload is no" in told and "; mend what sends it" in told for told in caplog.messages)
 
 

@@ -21,6 +21,7 @@ import pytest
 from hub.dashboard.language import Language
 from hub.dashboard.shell import BLIND
 from hub.dashboard.style import ASSETS, BUTTON
+from lineside import topics
 from tests.line_broker import wait
 from tests.line_pages import DEVICES, scene
 from tests.test_dashboard import ROOT, Device, Hub
@@ -176,8 +177,31 @@ def test_a_page_is_large_enough_to_touch_named_and_in_its_language(
     page.mouse.move(0, 0)
     page.screenshot(path=picture, full_page=True)
     assert picture.stat().st_size < MOST_BYTES
-    page.set_viewport_size({"width": 800, "height": 1100})
-    assert page.evaluate("document.documentElement.scrollWidth") <= 800
+    for width in (800, 390):
+        page.set_viewport_size({"width": width, "height": 1100})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(CRAMPED) == []
+    assert page.locator(".l-head").bounding_box()["height"] <= 110  # of a phone's 700
+    visitor.leave()
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_on_a_phone_a_table_scrolls_beside_the_first_cell_of_its_rows(
+    hub: tuple[Hub, int], line: dict[str, Device], browser: Any
+) -> None:
+    visitor = Visitor(browser, hub[0].url)
+    page = visitor.go("/releases")
+    page.set_viewport_size({"width": 390, "height": 800})
+    scrolled = """() => {
+      const [table] = document.querySelectorAll('.l-of-7'), box = table.closest('.l-scroll');
+      const at = (n) => table.children[n].getBoundingClientRect().x;
+      const before = [at(7), at(8)];
+      box.scrollLeft = 150;
+      return [at(7) - before[0], at(8) - before[1], at(14) - at(7)];
+    }"""
+    page.locator(".l-of-7 > :nth-child(21)").wait_for()  # the last cell of its second row
+    assert page.evaluate(scrolled) == [0, -150, 0]
     visitor.leave()
 
 
@@ -262,6 +286,9 @@ def test_an_engineer_looks_after_releases_and_fleet(
     page.wait_for_function("document.querySelectorAll('a.l-cell-link').length === 1")
     assert names.first.inner_text() == "oven-1"
     visitor.sees("ends now")
+    line["press-4"].client.publish(topics.name("line1", "press-4", "score"), b"{", qos=1)
+    visitor.sees("refused: no messages of ours")
+    page.get_by_text(re.compile(r"^press-4: \d+$")).wait_for(timeout=15_000)
     visitor.leave()
 
 

@@ -87,7 +87,7 @@ class Devices:
                 self._filter.classes("l-field")
                 self._button = parts.button(self._t("Only with problems"), "filter_alt", self._toggle)
                 self._count = ui.label("").classes("l-soft")
-            self._grid = ui.element("div").classes("l-grid").style(f"grid-template-columns: {self.WIDTHS}")
+            self._grid = parts.grid(self.WIDTHS)
 
     def show(self, line: Line) -> None:
         """Drawn anew only when something changed."""

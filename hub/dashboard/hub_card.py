@@ -20,6 +20,9 @@ NUMBERS: tuple[tuple[str, str, bool], ...] = (
 )
 
 
+MOST = 5  # devices that are named
+
+
 class HubCard:
     """One line a number."""
 
@@ -29,10 +32,20 @@ class HubCard:
 
     def show(self, line: Line) -> None:
         """Drawn anew when a number changed."""
-        told = [(line.ingest.get(name, 0), phrase) for name, phrase, _ in NUMBERS]
+        told = [
+            (line.ingest.get(name, 0), phrase, _by_device(line.blamed.get(name, {}))) for name, phrase, _ in NUMBERS
+        ]
         shown = [row for row, (_, _, if_any) in zip(told, NUMBERS, strict=True) if row[0] or not if_any]
         self._table.show(shown, self._row)
 
-    def _row(self, number: int, phrase: str) -> None:
+    def _row(self, number: int, phrase: str, devices: tuple[str, ...]) -> None:
         ui.label(self._t.number(number)).classes("l-mono l-strong")
-        ui.label(self._t(phrase))
+        with ui.element("div"):
+            ui.label(self._t(phrase))
+            for device in devices:
+                ui.label(device).classes("l-soft").props("lang=en")
+
+
+def _by_device(counts: dict[str, int]) -> tuple[str, ...]:
+    """Which devices are the cause, the worst first."""
+    return tuple(f"{device}: {counts[device]}" for device in sorted(counts, key=lambda name: -counts[name])[:MOST])

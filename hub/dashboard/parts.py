@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -11,6 +12,8 @@ from nicegui import ui
 from hub.dashboard import style
 from hub.dashboard.language import NONE, Language
 from hub.labels import Said, Word
+
+WITHIN = re.compile(r"\([^)]*\)")  # what is in brackets: minmax(120px, 1fr) is one width
 
 Look = Literal["solid", "outline", "danger", "flat"]
 LABELS: dict[Word, str] = {"real": "Real", "not real": "Not real"}
@@ -92,6 +95,14 @@ def command(t: Language, text: str) -> None:
         ui.label(text)
 
 
+def grid(widths: str) -> ui.element:
+    """Rows of as many cells as there are widths; where they find no room, all but the first cell of a row scroll."""
+    columns = len(WITHIN.sub("", widths).split())
+    with ui.element("div").classes("l-scroll"):
+        made = ui.element("div").classes(f"l-grid l-of-{columns}")
+    return made.style(f"--columns: {columns}; grid-template-columns: {widths}")
+
+
 class Table:
     """A card of rows under a head, drawn anew only when a row changed."""
 
@@ -100,7 +111,7 @@ class Table:
         with ui.column().classes("l-card"):
             if title:
                 heading(title)
-            self._grid = ui.element("div").classes("l-grid").style(f"grid-template-columns: {widths}")
+            self._grid = grid(widths)
         self._shown: object = None
 
     def show(self, rows: Sequence[tuple[Any, ...]], draw: Callable[..., None]) -> None:
