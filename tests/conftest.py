@@ -2,6 +2,7 @@
 
 import os
 
+import hypothesis
 import pytest
 
 # Threads that wait for one another by spinning cost each other many times their work on a machine that does anything
@@ -10,6 +11,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# A machine that is busy for a moment is no failure of a property, and CI looks at the same examples each time.
+PATIENT = [hypothesis.HealthCheck.too_slow]
+hypothesis.settings.register_profile("lineside", deadline=None, derandomize=True, suppress_health_check=PATIENT)
+hypothesis.settings.load_profile("lineside")
 
 
 def pytest_addoption(parser):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from hub.broker import Broker
 from lineside.clock import SystemClock
 from lineside.plant import BrokerProcess, PlantConfig
 from tests.line_device import SITE
+from tests.line_port import free_port
 
 
 def wait(condition: Callable[[], object], seconds: float = 120.0) -> bool:
@@ -29,10 +29,7 @@ class LineBroker:
         (folder / "secrets").mkdir()
         for user in ("hub", "operator", *devices):
             (folder / "secrets" / f"{user}.password").write_text(f"secret of {user}")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            process = BrokerProcess(port=probe.getsockname()[1])
-        self.plant = PlantConfig(site=SITE, devices=list(devices), broker=process)
+        self.plant = PlantConfig(site=SITE, devices=list(devices), broker=BrokerProcess(port=free_port()))
         self.start()
 
     def start(self) -> None:

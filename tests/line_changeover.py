@@ -7,7 +7,6 @@ import functools
 import http.server
 import shutil
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from lineside.messages import Command
 from lineside.plant import PlantConfig
 from lineside.targets import Terms
 from tests import line_encoder
+from tests.line_broker import wait
 from tests.line_device import SENSORS, SITE, record
 from tests.line_rollout import AT_ONCE
 
@@ -82,12 +82,7 @@ class Bench:
 
 def settle(rollout: Rollout) -> None:
     """Step until nothing is under way and nothing is asked for."""
-    for _ in range(2_000):
-        rollout.step()
-        if rollout.quiet:
-            return
-        time.sleep(0.01)
-    raise AssertionError(rollout.told)
+    assert wait(lambda: (rollout.step(), rollout.quiet)[1]), rollout.told
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

@@ -12,13 +12,13 @@ from typing import Any
 from typer.testing import CliRunner
 
 from bench.fleet import Device, Fleet
-from bench.rollout import free_port
 from deploy import begin
 from deploy.__main__ import app
 from hub.broker import Broker
 from lineside import config
 from lineside.clock import SystemClock
 from lineside.plant import PlantConfig
+from tests.line_port import free_port
 
 SHORT = """
 [rollout]

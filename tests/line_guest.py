@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -136,8 +137,8 @@ class Guest:
             self._machine = subprocess.Popen(
                 words, stdin=subprocess.DEVNULL, stdout=console, stderr=console, env=environment
             )
-        assert wait(self._found_leader, 20), self._console.read_text()
-        assert wait(lambda: self.do("systemctl", "list-units").returncode == 0, 20)
+        assert wait(self._found_leader), self._console.read_text()
+        assert wait(lambda: self.do("systemctl", "list-units").returncode == 0)
         self.do("mkdir", "-p", "/dev/snd")
         for name, kind, number in DEVICES:  # no driver answers for them here: who may open them gets ENXIO
             self.do("mknod", "-m", "666", f"/dev/{name}", kind, *number.split(":"))
@@ -197,7 +198,9 @@ class Guest:
         assert self._machine is not None
         children = Path(f"/proc/{self._machine.pid}/task/{self._machine.pid}/children").read_text().split()
         self._leader = int(children[0]) if children else 0
-        return bool(self._leader) and Path(f"/proc/{self._leader}/comm").read_text() == "systemd\n"
+        with contextlib.suppress(OSError):  # a helper of its own that has just ended
+            return bool(self._leader) and Path(f"/proc/{self._leader}/comm").read_text() == "systemd\n"
+        return False
 
 
 def _run(*words: str) -> None:

@@ -7,7 +7,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -17,6 +16,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from tests.line_port import free_port
+
 POSTGRES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/usr/lib/postgresql"))
 
 
@@ -25,9 +26,6 @@ def server() -> Iterator[str]:
     """The URL of a running server; skips the test where PostgreSQL is not installed."""
     if not (POSTGRES / "initdb").exists():
         pytest.skip(f"PostgreSQL is not installed ({POSTGRES})")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     account = pwd.getpwnam("postgres") if os.geteuid() == 0 else None
     as_user = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if account else {}
     folder = Path(tempfile.mkdtemp(prefix="lineside-pg-"))
@@ -35,6 +33,7 @@ def server() -> Iterator[str]:
         os.chown(folder, account.pw_uid, account.pw_gid)
     make = [POSTGRES / "initdb", "-D", folder / "data", "-A", "trust", "-U", "plant"]
     subprocess.run(make, cwd=folder, check=True, capture_output=True, **as_user)
+    port = free_port()
     running = subprocess.Popen(
         [POSTGRES / "postgres", "-D", folder / "data", "-h", "127.0.0.1", "-p", str(port), "-k", folder],
         cwd=folder,
@@ -42,7 +41,7 @@ def server() -> Iterator[str]:
         stderr=subprocess.DEVNULL,
         **as_user,
     )
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     ready = [POSTGRES / "pg_isready", "-h", "127.0.0.1", "-p", str(port)]
     while subprocess.run(ready, check=False, capture_output=True).returncode:
         assert time.monotonic() < deadline, "PostgreSQL does not start"
@@ -51,7 +50,7 @@ def server() -> Iterator[str]:
         yield f"postgresql://plant@127.0.0.1:{port}/postgres"
     finally:
         running.send_signal(signal.SIGINT)  # ends sessions too; at SIGTERM it would wait for them
-        running.wait(20)
+        running.wait(60)
         shutil.rmtree(folder)
 
 

@@ -31,7 +31,7 @@ from tests.line_rollout import abort, offer
 
 pytestmark = pytest.mark.slow
 
-WATCHED = Terms(shadow_s=2.0, probation_s=2.0, patience_s=120.0, anomalies=0.5, agreement=1.0, contribution=1.0)
+WATCHED = Terms(shadow_s=4.0, probation_s=4.0, patience_s=120.0, anomalies=0.5, agreement=1.0, contribution=1.0)
 
 
 class Line:

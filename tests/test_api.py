@@ -290,7 +290,7 @@ def test_schemathesis_finds_no_answer_that_is_not_as_documented(hub: Hub, mode: 
     for found in schema.get_all_operations():
         operation = found.ok()
 
-        @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+        @settings(max_examples=25, suppress_health_check=list(HealthCheck))
         @given(case=operation.as_strategy(generation_mode=schemathesis.GenerationMode(mode)))
         def holds(case: Any) -> None:
             asked.add(case.path)

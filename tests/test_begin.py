@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import stat
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from lineside import config, mqtt
 from lineside.clock import NS, SimulatedClock, SystemClock
 from lineside.errors import ConfigError
 from lineside.plant import BrokerProcess, PlantConfig
+from tests.line_port import free_port
 from tests.test_repository import asked
 
 DAY_NS = 86_400 * NS
@@ -27,12 +27,6 @@ DAY_NS = 86_400 * NS
 
 def mode(path: Path) -> str:
     return f"{stat.S_IMODE(path.stat().st_mode):04o}"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def lineside(*words: str) -> subprocess.CompletedProcess[str]:

@@ -23,14 +23,9 @@ from lineside.clock import SystemClock
 from lineside.errors import BrokerError, ConfigError, PortInUseError
 from lineside.plant import BrokerProcess, HubSettings, PlantConfig
 from tests.line_broker import wait
+from tests.line_port import free_port
 
 USERS = ("hub", "operator", "press-3", "press-4")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def plant_in(folder: Path, **broker: str | int) -> PlantConfig:

@@ -37,6 +37,7 @@ from lineside.messages import (
 )
 from lineside.plant import PlantConfig
 from tests.line_broker import wait
+from tests.line_port import free_port
 
 ROOT = Path(__file__).parent.parent
 MODALITIES = {"cam0": "camera", "mic0": "microphone", "vib0": "series"}
@@ -49,12 +50,7 @@ class Hub:
 
     def __init__(self, folder: Path, devices: Sequence[str] = ("press-3", "press-4")) -> None:
         self.folder = folder
-        ports = [socket.socket() for _ in range(2)]
-        for probe in ports:
-            probe.bind(("127.0.0.1", 0))
-        broker, page = (probe.getsockname()[1] for probe in ports)
-        for probe in ports:
-            probe.close()
+        broker, page = free_port(), free_port()
         (folder / "secrets").mkdir()
         for user in ("hub", "operator", *devices):
             (folder / "secrets" / f"{user}.password").write_text(f"secret of {user}")

@@ -66,7 +66,7 @@ def test_steps_of_a_few_weights_cost_bits() -> None:
     assert len(patch) < 0.07 * old.nbytes
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(st.sampled_from("abc"), st.sampled_from(TYPES), st.integers(0, 70), st.integers(0, 3)), max_size=5
@@ -102,7 +102,7 @@ def test_another_base_or_another_file_is_refused() -> None:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.integers(0, len(DELTA) - 1), st.binary(max_size=12), st.integers(0, 40))
 def test_a_changed_delta_is_refused_or_gives_the_file(at: int, put: bytes, gone: int) -> None:
     spoilt = DELTA[:at] + put + DELTA[at + gone :]
@@ -114,7 +114,7 @@ def test_a_changed_delta_is_refused_or_gives_the_file(at: int, put: bytes, gone:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.binary(max_size=300))
 def test_wild_bytes_are_refused(data: bytes) -> None:
     refused(BASE, data, sha256(NEW))
@@ -125,7 +125,7 @@ wild = st.integers(-(2**40), 2**40) | st.sampled_from([0, 1, 2, 4, 8, len(BASE),
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.lists(st.tuples(wild, wild, wild, wild), max_size=4), wild, st.binary(max_size=60))
 def test_a_header_that_asks_for_anything_is_refused(spans: list, size: int, body: bytes) -> None:
     told = {"base": sha256(BASE), "base_bytes": len(BASE), "made": sha256(NEW), "made_bytes": size, "spans": spans}

@@ -57,7 +57,7 @@ def test_the_device_file_offers_every_row():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(wild=st.lists(st.tuples(st.floats(width=32), st.one_of(st.just(math.nan), st.floats(-4, 4))), max_size=30))
 def test_what_is_no_number_is_no_evidence_and_nothing_wild_is_an_error(reference, name, wild):
     detector = made(name, reference)

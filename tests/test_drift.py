@@ -175,7 +175,7 @@ def test_a_single_window_is_never_an_alarm():
     assert detector.gauges()["c0"] < 0.3
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.one_of(st.floats(allow_nan=True, allow_infinity=True), st.floats(-3, 3)), max_size=40))
 def test_wild_values_are_never_an_error_and_what_is_no_number_is_no_evidence(wild):
     detector = Detector(reference(np.random.default_rng(9).normal(size=2_000)), BUDGET)
@@ -331,7 +331,7 @@ def means_of(values, span):
     return course
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.one_of(st.floats(-3, 3), st.floats(allow_infinity=False, width=32)), min_size=1, max_size=60),
     st.integers(1, 30),

@@ -45,7 +45,7 @@ def test_a_window_without_anything_in_it_gives_finite_numbers(spec):
     assert np.isfinite(plain.encoder(spec).encode(nothing).features).all()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(arrays(np.float32, (2, 3, 200), elements=st.floats(-1e4, 1e4, width=32)))
 def test_whatever_a_series_does_its_features_are_finite_and_of_unit_norm(windows):
     found = plain.encoder(VIBRATION).encode(windows).features

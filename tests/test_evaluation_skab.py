@@ -78,7 +78,7 @@ def test_a_window_foretells_nothing_of_itself_but_something_of_others():
     assert not np.allclose(alone[end - HALF - FIT + 100, 2], helped[end - HALF - FIT + 100, 2])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.floats(1e-3, 1e3), st.floats(-1e3, 1e3))
 def test_units_do_not_matter(scale, offset):
     rows = plant(FIT + 50, 5)

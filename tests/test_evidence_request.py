@@ -279,11 +279,12 @@ def test_from_the_agents_disk_over_a_real_broker(tmp_path: Path, closing: contex
     made = Room(tmp_path, source)
     closing.callback(made.room.stop)
     assert not made.arrived.is_set()
+    assert wait(lambda: agent.signs().status.startswith("commissioning"))  # it answers from then on
     made.room.ask(alarm())
     for _ in range(50):
         flood.publish(topics.name(SITE, "edge-1", "evidence"), wire.encode(foreign), qos=0)
         flood.publish(topics.name(SITE, "edge-1", "evidence"), b"no piece at all", qos=0)
-    assert wait(lambda: made.room.told(alarm()).word in ("here", "missing"), 60)
+    assert wait(lambda: made.room.told(alarm()).word in ("here", "missing"))
     path = made.room.here(alarm())
     assert path is not None, made.room.told(alarm())
     assert hashlib.sha256(path.read_bytes()).digest() == hashlib.sha256(data).digest()

@@ -98,7 +98,7 @@ def test_every_fault_changes_its_modality_at_once_and_keeps_the_form(kind: str, 
 
 @pytest.mark.parametrize(("kind", "modality"), STRUCK)
 @given(places=st.lists(st.integers(1, 31_999), max_size=5))
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 def test_every_fault_runs_on_over_the_edges_of_blocks(kind: str, modality: str, places: list[int]) -> None:
     whole = example(modality, 2)
     places = [place * len(whole.data) // 32_000 for place in places]

@@ -37,7 +37,7 @@ def raw(spec: Prepare, count: int, seed: int) -> Window:
 
 
 @given(specs, st.integers(1, 20_000), st.integers(0, 99))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_every_window_of_the_right_kind_gives_the_promised_input(spec: Prepare, count: int, seed: int) -> None:
     given_window = raw(spec, count, seed)
     kept = given_window.data.copy()

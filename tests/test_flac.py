@@ -27,7 +27,7 @@ START_NS = 1_700_000_000 * NS + 123_456_789
 
 
 @given(sound=arrays(np.int16, st.integers(1, 9_000)))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_sound_comes_back_bit_for_bit(sound: np.ndarray) -> None:
     back = flac.decode(flac.encode(sound, 16_000))
     assert back.dtype == np.int16

@@ -66,8 +66,11 @@ def test_rate_and_backlog_lose_and_repeat_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_hub_that_is_killed_under_load_keeps_what_it_acknowledged_and_keeps_it_once(tmp_path: Path) -> None:
+def test_a_hub_that_is_killed_under_load_keeps_what_it_acknowledged_and_keeps_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kills, "LIVES_S", (1.3, 2.0))  # each hub hears what is sent again after a second
     found = kills.measure(5, tmp_path, CLOCK, quiet)
-    assert found.acknowledged > 500
+    assert found.acknowledged > 100
     assert found.resent > 0  # the kills did cost what was on its way
     assert (found.lost, found.stored_twice, found.integrity) == (0, 0, "ok")

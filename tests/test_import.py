@@ -138,7 +138,7 @@ def test_of_a_film_cut_short_the_readable_part_is_used(share: float, tmp_path: P
 
 @pytest.mark.slow
 @given(place=st.floats(0.02, 0.98), wild=st.binary(min_size=1, max_size=3_000))
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_damaged_film_is_read_in_part_or_refused(place: float, wild: bytes, tmp_path: Path) -> None:
     good = tmp_path / "good.avi"
     data = bytearray((good if good.exists() else make_video(good, seconds=3, width=64)).read_bytes())
@@ -300,7 +300,7 @@ def test_bad_cells_rows_and_columns_are_told_and_the_rest_is_used(tmp_path: Path
 
 
 @given(text=st.text(alphabet='0123456789.,;-eE+\n\t xntimeNaN"', max_size=200), rate_hz=st.sampled_from([0.0, 10.0]))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_wild_table_is_read_or_refused(text: str, rate_hz: float, tmp_path: Path) -> None:
     try:
         _, runs = series(tmp_path, text, rate_hz=rate_hz)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import threading
@@ -28,6 +27,7 @@ from lineside.clock import NS, SimulatedClock, SystemClock
 from lineside.errors import ConfigError
 from lineside.plant import AlarmRules, HubSettings, PlantConfig
 from tests.line_broker import wait
+from tests.line_port import free_port
 from tests.test_alarm_rules import active, alarm
 
 START_S = 1_700_000_000
@@ -183,9 +183,7 @@ def mails() -> Iterator[tuple[int, Mails]]:
             )
             return "250 kept"
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     server = controllers.Controller(Keeper(), hostname="127.0.0.1", port=port, ready_timeout=60)
     server.start()
     yield port, had

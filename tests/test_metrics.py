@@ -18,6 +18,7 @@ from edge.stages import STAGES, Stages
 from lineside.config import loads
 from lineside.errors import ConfigError
 from lineside.messages import Contribution, EncoderHealth, Health, SensorHealth
+from tests.line_port import free_port
 
 HEALTH = Health(
     device="edge-1",
@@ -43,12 +44,6 @@ HEALTH = Health(
 )
 SENSOR = '[[sensors]]\nname = "cam0"\nmodality = "camera"\nsource = "camera"\n'
 DEVICE = '[device]\nid = "e"\nsite = "s"\nstation = "p"\n' + SENSOR
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Told:
@@ -83,7 +78,7 @@ def get(told: Told, stages: Stages) -> Iterator[Callable[[str], tuple[int, str]]
 
     def ask(path: str) -> tuple[int, str]:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=60) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -170,7 +165,7 @@ def test_a_caller_that_says_nothing_keeps_nobody_from_reading(told, stages):
     server = MetricsServer(MetricsSettings(port=free_port()), Pages(told.look, stages, lambda: True).answer)
     server.start()
     silent = [socket.create_connection(("127.0.0.1", server.port), timeout=5) for _ in range(20)]
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=2) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=4) as answer:
         assert answer.status == 200
     for each in silent:
         each.close()

@@ -21,7 +21,6 @@ def test_the_card_of_a_real_file() -> None:
     assert release.from_metadata(expected, "camera-1.onnx") == tiny_encoder.card()
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.text(max_size=20), st.text(max_size=300), max_size=8))
 def test_it_reads_what_onnx_writes(metadata: dict[str, str]) -> None:
     model = helper.make_model(helper.make_graph([], "g", [], []))
@@ -39,13 +38,13 @@ def only_texts_or_a_refusal(data: bytes) -> None:
     assert all(isinstance(text, str) for text in texts)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.binary(max_size=400))
 def test_garbage_gives_texts_or_a_refusal(data: bytes) -> None:
     only_texts_or_a_refusal(data)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(0, len(FILE) - 1), st.binary(min_size=1, max_size=4))
 def test_damage_anywhere_gives_texts_or_a_refusal(at: int, put: bytes) -> None:
     only_texts_or_a_refusal(FILE[:at] + put + FILE[at + len(put) :])

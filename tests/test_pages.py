@@ -141,7 +141,7 @@ class Visitor:
         return self.page.get_by_role("button", name=self.t(phrase, **values), exact=True)
 
     def sees(self, phrase: str, **values: object) -> None:
-        self.page.get_by_text(self.t(phrase, **values)).first.wait_for(timeout=10_000)
+        self.page.get_by_text(self.t(phrase, **values)).first.wait_for(timeout=60_000)
 
     def leave(self) -> None:
         self.context.close()
@@ -179,7 +179,7 @@ def test_a_page_is_large_enough_to_touch_named_and_in_its_language(
     assert picture.stat().st_size < MOST_BYTES
     for width in (800, 390):
         page.set_viewport_size({"width": width, "height": 1100})
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.wait_for_function("width => document.documentElement.scrollWidth <= width", arg=width)  # charts follow
     assert page.evaluate(CRAMPED) == []
     assert page.locator(".l-head").bounding_box()["height"] <= 110  # of a phone's 700
     visitor.leave()
@@ -224,7 +224,7 @@ def test_an_operator_does_the_work_of_a_shift(
     page.get_by_text(t("{n} min", n=10), exact=True).click()
     event.get_by_role("button", name=t("Hear again")).click()
     event.get_by_role("button", name=t("Silence")).wait_for()
-    assert event.locator("img").evaluate("image => image.naturalWidth") == 160
+    assert event.locator("img").evaluate("async (one) => { await one.decode(); return one.naturalWidth; }") == 160
     page.get_by_role("link", name=t("Alarms of another day")).click()
     visitor.sees("Alarms on {day}: {n}", n=0, day=t.day(time.time_ns() - 86_400 * 10**9))
     page.get_by_role("link", name=t("the day after")).click()
@@ -288,7 +288,7 @@ def test_an_engineer_looks_after_releases_and_fleet(
     visitor.sees("ends now")
     line["press-4"].client.publish(topics.name("line1", "press-4", "score"), b"{", qos=1)
     visitor.sees("refused: no messages of ours")
-    page.get_by_text(re.compile(r"^press-4: \d+$")).wait_for(timeout=15_000)
+    page.get_by_text(re.compile(r"^press-4: \d+$")).wait_for(timeout=60_000)
     visitor.leave()
 
 
@@ -323,16 +323,16 @@ def test_a_hub_that_is_not_heard_is_named_on_the_page_and_comes_back(
     visitor = Visitor(browser, hub[0].url)
     page = visitor.go("/")
     page.wait_for_timeout(1000)
-    assert page.locator("#l-connection").count() == 0
+    page.wait_for_function("!document.getElementById('l-connection')")
     os.kill(hub[1], signal.SIGSTOP)
     try:
-        page.get_by_text(re.compile(r"No connection to the hub since \d\d:\d\d:\d\d")).wait_for(timeout=15_000)
+        page.get_by_text(re.compile(r"No connection to the hub since \d\d:\d\d:\d\d")).wait_for(timeout=60_000)
         word = page.locator(".l-tile .l-word").first
         assert "line-through" in word.evaluate("e => getComputedStyle(e).textDecorationLine")
         assert "grayscale" in page.locator(".l-content").evaluate("e => getComputedStyle(e).filter")
     finally:
         os.kill(hub[1], signal.SIGCONT)
-    page.get_by_text("The connection to the hub is back.").wait_for(timeout=15_000)
+    page.get_by_text("The connection to the hub is back.").wait_for(timeout=60_000)
     page.wait_for_function("!document.body.classList.contains('l-lost')")
     visitor.leave()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -90,7 +90,6 @@ wild = st.one_of(
 
 @pytest.mark.slow
 @given(st.lists(wild, min_size=1, max_size=4))
-@settings(deadline=None)
 def test_wild_samples_get_known_flags_and_no_warning(windows: list[Window]) -> None:
     quality = Quality()
     with np.errstate(all="raise"):

@@ -130,7 +130,7 @@ def read_or_refused(path: Path) -> list[tuple[str, int, float, frozenset[str], b
 
 
 @given(share=st.floats(0, 1))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_of_a_recording_cut_anywhere_the_part_before_is_read(share: float, whole: tuple[Path, bytes, list]) -> None:
     folder, data, samples = whole
     cut = folder / "cut.mcap"
@@ -142,7 +142,7 @@ def test_of_a_recording_cut_anywhere_the_part_before_is_read(share: float, whole
 
 
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_flipped_bit_never_changes_what_is_read(place: float, bit: int, whole: tuple[Path, bytes, list]) -> None:
     folder, data, samples = whole
     damaged = bytearray(data)
@@ -165,7 +165,7 @@ def test_no_flipped_bit_anywhere_is_an_error_of_a_library(whole: tuple[Path, byt
 
 
 @given(data=st.binary(max_size=2_000))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_wild_bytes_are_refused_or_empty(data: bytes, whole: tuple[Path, bytes, list]) -> None:
     folder, good, _ = whole
     for head in (b"", good[:8], good[:60]):
@@ -203,7 +203,7 @@ def test_missing_files_and_unwritable_places_name_the_mend(tmp_path: Path) -> No
 
 
 @given(seconds=st.lists(st.integers(0, 100), max_size=6))
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_labels_come_by_their_start_in_whatever_order_they_were_written(seconds: list[int], tmp_path: Path) -> None:
     labels = [Label(k * NS, (k + 1) * NS, str(k), "cam0") for k in seconds]
     with Recorder(tmp_path / "r.mcap", ABOUT) as recorder:

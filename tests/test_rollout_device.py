@@ -100,7 +100,7 @@ def until(bench: Bench, *phases: str, modality: str = "camera") -> Installed:
         bench.rollout.step()
         return bench.rollout.installed[modality].phase in phases
 
-    assert wait(there, 20), bench.rollout.installed[modality]
+    assert wait(there), bench.rollout.installed[modality]
     return bench.rollout.installed[modality]
 
 
@@ -110,7 +110,7 @@ def live(bench: Bench, seconds: float, at_s: float = 0.0) -> list[Embeddings]:
     start_ns = START_NS + round(at_s * NS)
     for message in through(pipeline, simulated(bench.changeover.config, bench.folder, start_ns, seconds)):
         made += [message] if isinstance(message, Embeddings) else []
-        assert pipeline.beside is None or wait(lambda: pipeline.beside.behind < 4, 10)
+        assert pipeline.beside is None or wait(lambda: pipeline.beside.behind < 4)
     clock(bench).sleep(seconds)
     return made
 
@@ -522,7 +522,7 @@ def test_a_disk_that_is_full_while_downloading_is_told_and_tried_again(bench: Be
     offer(bench.repo, {"camera": encoder(bench)}, "7f")
     bench.rollout.look()
     with full_disk(20_000):
-        assert wait(lambda: bench.rollout.step() or "storage failed" in bench.rollout.installed["camera"].reason, 20)
+        assert wait(lambda: bench.rollout.step() or "storage failed" in bench.rollout.installed["camera"].reason)
         assert bench.rollout.installed["camera"].phase == "fetching"
         assert bench.version == "1"
     clock(bench).sleep(6.0)

@@ -37,7 +37,7 @@ def test_the_state_is_within_its_bounds(t_s: float, seed: int, product: str) -> 
 
 
 @given(st.integers(0, 100), products)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_an_array_of_times_gives_what_each_time_gives(seed: int, product: str) -> None:
     times = np.linspace(3.0, 20.0, 50)
     together = line_state(times, seed, product)
@@ -57,7 +57,7 @@ def test_every_cycle_comes_once_and_cycles_differ() -> None:
 
 
 @given(st.integers(0, 10**9), st.integers(1, 3000), st.integers(0, 3000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_sound_and_series_do_not_depend_on_the_size_of_blocks(first: int, count: int, cut: int) -> None:
     cut = min(cut, count - 1)
     whole = sound(first, count, 3, "a")

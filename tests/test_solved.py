@@ -65,7 +65,7 @@ def close(got, want, tolerance):
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(stages)
 def test_stage_by_stage_in_any_order_is_ridge_regression_on_all_data_at_once(drawn_stages):
     places, labels, order = drawn_stages
@@ -82,7 +82,7 @@ def test_stage_by_stage_in_any_order_is_ridge_regression_on_all_data_at_once(dra
     close(got, ridge_solution(x, targets_of(labels, sums.labels), RIDGE), 1e-8)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(stages)
 def test_pairs_stage_by_stage_in_any_order_are_as_at_once(drawn_stages):
     places, _, order = drawn_stages
@@ -301,7 +301,7 @@ def test_turning_keeps_every_inner_product_within_the_new_solution():
     assert (got["a"] - new["a"]).abs().max() > 1e-2
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.sampled_from([1e-3, 0.1, 10.0]))
 def test_no_other_rotation_brings_new_embeddings_nearer_to_the_old(seed, size):
     x, seen, old, new = old_and_new()

@@ -416,7 +416,7 @@ positive = st.floats(0.01, 100)
 
 
 @given(st.lists(st.tuples(positive, positive), min_size=1, max_size=5), positive, positive, st.data())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_lambda_is_at_least_one_grows_with_past_distillation_and_knows_no_units(means, kappa, factor, data):
     def after(means):
         return adaptive_lambda([row(1), *(row(2 + i, con=c, dis=d) for i, (c, d) in enumerate(means))], kappa)
@@ -504,7 +504,7 @@ temperatures = st.sampled_from([0.05, 0.2, 0.5, 1.0])
 
 
 @given(buffers(), temperatures)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_contrast_is_distillation_and_shift(buffer, tau):
     parts = split(*buffer, tau)
     assert len(parts.con) == int((buffer[2].sum(1) > 1).sum())
@@ -512,7 +512,7 @@ def test_contrast_is_distillation_and_shift(buffer, tau):
 
 
 @given(buffers(), temperatures)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_contrast_and_distillation_differ_by_at_most_a_times_the_teachers_contrast(buffer, tau):
     z, teacher, positives = buffer
     after, before = split(z, teacher, positives, tau), split(teacher, teacher, positives, tau)
@@ -539,7 +539,7 @@ def test_the_parts_are_those_of_the_losses():
 
 
 @given(buffers(), temperatures, st.floats(0.05, 1), positive, st.floats(0, 5))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_what_is_realised_keeps_both_bounds_and_the_alarm_is_quiet(buffer, tau, k, weight, con_new):
     if not (buffer[2].sum(1) > 1).any():
         with pytest.raises(ValueError, match="no window of the buffer has a positive"):
@@ -621,7 +621,7 @@ def assert_balanced(kept, there):
 
 
 @given(labelled, st.integers(0, 50), st.integers(0, 1000))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_a_choice_is_balanced_wherever_it_is_cut(labels, size, seed):
     chosen = choose(labels, size, np.random.default_rng(seed))
     assert chosen == choose(labels, size, np.random.default_rng(seed))
@@ -633,7 +633,7 @@ def test_a_choice_is_balanced_wherever_it_is_cut(labels, size, seed):
 
 
 @given(labelled, labelled, st.integers(0, 50), st.integers(0, 1000))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_a_merge_is_balanced_and_keeps_the_best_of_the_old(old, new, size, seed):
     kept, taken = merge(old, new, size, np.random.default_rng(seed))
     assert (kept, taken) == merge(old, new, size, np.random.default_rng(seed))

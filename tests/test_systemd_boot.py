@@ -87,7 +87,7 @@ def test_it_boots_is_ready_and_watches_the_line(guest: Guest, held: Held):
     held.append(("boot to READY of the capture", guest.seconds()))
     assert wait(lambda: guest.show(CAPTURE, "StatusText").startswith("watching"), 60), guest.show(CAPTURE, "StatusText")
     held.append(("boot to `watching` in STATUS", guest.seconds()))
-    assert guest.is_active(UPLINK)
+    assert wait(lambda: guest.is_active(UPLINK))
     assert guest.do("systemctl", "--failed", "--no-legend").stdout == ""
     assert guest.show(CAPTURE, "NRestarts") == "0"
 

@@ -287,7 +287,7 @@ def test_c5_the_order_of_a_batch_does_not_matter(soft):
 # C6
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 9), st.lists(st.integers(0, 25), max_size=8))
 def test_c6_a_queue_holds_the_last_rows_whatever_the_batches(size, batches):
     queue, single, last, ids = Queue(size, 3), Queue(size, 3), deque(maxlen=size), iter(range(10_000))

@@ -19,13 +19,13 @@ from urllib.error import HTTPError
 import pytest
 
 from bench.fleet import Device, Fleet
-from bench.rollout import free_port
 from lineside import config
 from lineside.clock import SystemClock
 from lineside.plant import PlantConfig
 from tests import tiny_encoder
 from tests.line_broker import wait
 from tests.line_fleet import SHORT
+from tests.line_port import free_port
 
 ROOT = Path(__file__).parent.parent
 LINESIDE = (sys.executable, "-m", "lineside")

@@ -109,7 +109,7 @@ class Manager:
         self.address = address
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(f"\0{address[1:]}" if address.startswith("@") else address)
-        self._socket.settimeout(10)
+        self._socket.settimeout(60)
 
     def hear(self) -> list[str]:
         return self._socket.recv(65536).decode().splitlines()

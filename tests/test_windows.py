@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lineside.clock import NS
@@ -57,7 +57,6 @@ def test_windows_lie_on_the_grid_and_follow_hop_by_hop(sizes: list[int], parts: 
 
 
 @given(st.lists(st.tuples(st.integers(-(10**12), 10**12), st.integers(0, 300)), max_size=30))
-@settings(deadline=None)
 def test_wild_times_never_break_the_cutter(wild: list[tuple[int, int]]) -> None:
     cutter, at_ns = Cutter(NS, NS // 2), 10**18
     for jump_ns, count in wild:

@@ -229,7 +229,7 @@ def running(
         plant.start("agent")
         if split:
             plant.start("uplink")
-        if not wait(lambda: plant.whole(0), 40):
+        if not wait(lambda: plant.whole(0)):
             raise AssertionError(f"the plant does not start: {(folder / 'agent.log').read_text()[-2000:]}")
         yield plant
     finally:

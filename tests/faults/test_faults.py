@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ PLANTS = {
     "pages of the outbox damaged, agent running",
 }
 QUICK = {"silent microphone"}
+PATIENCE_S = 35.0
 WANTED = [row for row in ROWS if not row.slow or row.name in PLANTS]
 
 
@@ -37,7 +39,8 @@ def test_what_must_hold_holds(fault: Fault, tmp_path: Path) -> None:
         found = fault.run(tmp_path, min(fault.strikes, FEW))
     except Unavailable as error:
         pytest.skip(str(error))
-    assert fault.kept(found) == ""
+    # In how many seconds all is as before is measured by `make faults`, with nothing beside it.
+    assert replace(fault, within_s=fault.within_s and PATIENCE_S).kept(found) == ""
 
 
 def test_there_are_thirty_and_each_has_a_name_of_its_own() -> None:
