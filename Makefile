@@ -22,7 +22,7 @@ types:
 	$(PYTHON) -m mypy --python-version 3.10 --no-warn-return-any --no-warn-unused-ignores
 
 quick:
-	$(PYTHON) -m pytest -m "not slow and not browser and not shared" -n 3 --dist worksteal
+	$(PYTHON) -m pytest -m "not slow and not browser and not shared and not alone" -n 3 --dist worksteal
 
 # Strikes a device with every fault of tests/faults, as often as its table says (some twenty minutes), and prints what held.
 faults:

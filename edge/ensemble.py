@@ -21,7 +21,8 @@ from lineside.windows import Window
 
 
 class Example(NamedTuple):
-    """A window of normal running as one sensor's encoder was given it, and when its moment began."""
+    """A window of normal running as one sensor's encoder was given it (lineside.features.shape), and when its moment
+    began, ns."""
 
     start_ns: int
     prepared: NDArray[np.generic]

@@ -28,7 +28,7 @@ def thumbnail(window: Window, like: NDArray[np.generic] | None = None) -> bytes:
 
 
 def example(prepared: NDArray[np.generic], window: Window) -> bytes:
-    """An encoder input as `thumbnail(window, prepared)` draws a window of that sensor."""
+    """An encoder input (lineside.features.shape) as `thumbnail(window, prepared)` draws a window of that sensor."""
     if window.modality == "camera":
         return _jpeg(_frame(prepared[-3:].transpose(1, 2, 0), window))
     if window.modality == "microphone":

@@ -21,7 +21,8 @@ laws = st.sampled_from(["normal", "lognormal", "beta(2, 5)", "t(3)"])
 @pytest.fixture(autouse=True)
 def no_warning():
     with warnings.catch_warnings():
-        warnings.simplefilter("error", RuntimeWarning)  # as NumPy gives; others may be of another test's leavings
+        warnings.simplefilter("error")
+        warnings.simplefilter("default", ResourceWarning)  # of what another test left behind
         yield
 
 

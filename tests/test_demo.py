@@ -154,7 +154,7 @@ def test_a_port_in_use_is_named_before_anything_starts(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        code, _, errors = demo(tmp_path, "--port", str(port), timeout_s=300)
+        code, _, errors = demo(tmp_path, "--port", str(port), timeout_s=60)
     assert code == 8
     assert f"port {port}: somebody else listens there; choose another with --port" in errors
 
@@ -163,7 +163,7 @@ def test_a_port_in_use_is_named_before_anything_starts(tmp_path):
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "thesis.txt").write_text("years of work")
-    code, _, errors = demo(tmp_path, timeout_s=300)
+    code, _, errors = demo(tmp_path, timeout_s=60)
     assert code == 1
     assert "is not empty, and no demo made it; name another one with --folder" in errors
     assert (tmp_path / "demo" / "thesis.txt").read_text() == "years of work"
@@ -172,7 +172,7 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
 @pytest.mark.slow
 def test_a_recording_that_is_none_fails_with_the_mend(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
-    code, told, _ = demo(tmp_path, "--recording", str(tmp_path / "notes.txt"), timeout_s=300)
+    code, told, _ = demo(tmp_path, "--recording", str(tmp_path / "notes.txt"), timeout_s=120)
     assert code == 1
     assert told["failed"].startswith("step 1: ")
     assert "notes.txt" in told["failed"]
@@ -181,6 +181,6 @@ def test_a_recording_that_is_none_fails_with_the_mend(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(Path("/dev/video0").exists(), reason="this machine has a camera")
 def test_live_without_a_camera_ends_soon_with_the_mend(tmp_path):
-    code, told, _ = demo(tmp_path, "--live", timeout_s=300)
+    code, told, _ = demo(tmp_path, "--live", timeout_s=50)
     assert code == 1
     assert "cam0: cannot open /dev/video0 (no such device); is it plugged in and free?" in told["failed"]

@@ -16,7 +16,6 @@ import pytest
 
 from edge import machine
 from edge.config import SensorSettings, WindowSettings
-from edge.doctor import SLOW
 from edge.listening import listen
 from edge.outbox import Outbox
 from edge.sink import running
@@ -63,6 +62,7 @@ def told(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_all_well(tmp_path: Path) -> None:
     install(tmp_path / "state")
     with running() as port:
@@ -84,7 +84,7 @@ def test_all_well(tmp_path: Path) -> None:
     assert {"outbox", "clock", "disk"} <= set(found)
     for name, hz in (("cam0", 10), ("mic0", 16_000)):
         measured, asked = re.fullmatch(r"ok   (\S+) Hz measured, (\S+) Hz told", found[name]).groups()
-        assert SLOW * hz <= float(measured) < 1.5 * hz  # of two seconds, by a busy machine's clock
+        assert float(measured) == pytest.approx(hz, rel=0.1)
         assert float(asked) == hz
     assert int(re.search(r"(\d+) ms (later|earlier)", found["skew cam0+mic0"])[1]) < 100
     assert found["encoder camera"] == "ok   camera-1 (fp32) on CPUExecutionProvider, slot a, none to fall back to"
@@ -93,13 +93,14 @@ def test_all_well(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_sensors_are_listened_to_at_once(tmp_path: Path) -> None:
     sensors = [SensorSettings(name=f"mic{k}", modality="microphone", source="simulation") for k in range(4)]
     before = time.monotonic()
     heard = listen(sensors, WindowSettings(), tmp_path, SystemClock(), 6.0, lambda _: None)
-    assert time.monotonic() - before < 8.0  # two windows of one second each, not eight
+    assert time.monotonic() - before < 5.0  # two windows of one second each, not eight
     assert [len(one.windows) for one in heard] == [2] * 4
-    assert all(SLOW * 16_000 <= one.rate_hz < 1.5 * 16_000 for one in heard)
+    assert all(one.rate_hz == pytest.approx(16_000, rel=0.1) for one in heard)
 
 
 @pytest.mark.slow

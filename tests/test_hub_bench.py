@@ -71,6 +71,6 @@ def test_a_hub_that_is_killed_under_load_keeps_what_it_acknowledged_and_keeps_it
 ) -> None:
     monkeypatch.setattr(kills, "LIVES_S", (1.3, 2.0))  # each hub hears what is sent again after a second
     found = kills.measure(5, tmp_path, CLOCK, quiet)
-    assert found.acknowledged > 100
+    assert found.acknowledged > 500
     assert found.resent > 0  # the kills did cost what was on its way
     assert (found.lost, found.stored_twice, found.integrity) == (0, 0, "ok")

@@ -269,6 +269,7 @@ def rtsp() -> Iterator[tuple[subprocess.Popen[str], int]]:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_network_camera_that_goes_away_is_back_within_seconds(rtsp: tuple[subprocess.Popen[str], int]) -> None:
     server, port = rtsp
     row = SensorSettings(
@@ -288,13 +289,9 @@ def test_a_network_camera_that_goes_away_is_back_within_seconds(rtsp: tuple[subp
     assert "cam0: " in kept.problem
     while not out.empty():
         out.get_nowait()
-    again = camera_at(port)
-    assert out.get(timeout=60).data.shape == (
-        1,
-        240,
-        320,
-        3,
-    )  # that it takes less than five is measured by `make faults`
+    again, begun = camera_at(port), time.monotonic()
+    assert out.get(timeout=60).data.shape == (1, 240, 320, 3)
+    assert time.monotonic() - begun < 10  # that it takes less than five is measured by `make faults`
     assert kept.problem == ""
     kept.stop()
     again.kill()

@@ -117,7 +117,7 @@ def keeps_promises(settings: SensorSettings, clock: Clock, folder: Path, isolate
             assert (run.data.dtype, run.data.shape[1]) == (np.float32, settings.channels)
     starts = [run.start_ns for run in runs]
     assert starts == sorted(set(starts))
-    assert origin_ns - NS < starts[0] < origin_ns + (20 if isolated else 3) * NS  # a process needs a while to begin
+    assert origin_ns - NS < starts[0] < origin_ns + 3 * NS
 
     sensor = open_sensor(settings, clock, clock.now_ns(), folder, isolated=isolated)
     stream = sensor.samples()
@@ -241,27 +241,26 @@ def test_a_network_camera_streams_and_closes(network_camera: str, tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_live_camera_stamps_on_arrival_at_the_measured_rate(network_camera: str, tmp_path: Path) -> None:
     clock = SystemClock()
     sensor = open_sensor(http_camera(network_camera), clock, 0, tmp_path)
-    ages = []
     for run in islice(sensor.samples(), 40):
-        ages.append(clock.now_ns() - run.start_ns)
+        assert 0 <= clock.now_ns() - run.start_ns < 0.5 * NS
     sensor.close()
-    assert min(ages) >= 0
-    assert np.median(ages) < 0.5 * NS
-    assert 5 < run.rate_hz < 60  # the server gives just under 50
+    assert 15 < run.rate_hz < 60  # the server gives just under 50; FFmpeg would say 25
 
 
+@pytest.mark.alone
 def test_a_camera_whose_frames_stop_raises(
     network_camera: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(MotionJpeg, "limit", 10)
-    sensor = open_sensor(http_camera(network_camera, stall_s=2.0), SystemClock(), 0, tmp_path)
+    sensor = open_sensor(http_camera(network_camera, stall_s=0.5), SystemClock(), 0, tmp_path)
     begun = time.monotonic()
-    with pytest.raises(SensorError, match=r"cam0: (nothing came for 2 s|the camera stopped giving frames)"):
+    with pytest.raises(SensorError, match=r"cam0: (nothing came for 0.5 s|the camera stopped giving frames)"):
         list(sensor.samples())
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 3
     sensor.close()
 
 
@@ -434,7 +433,7 @@ def hear(folder: Path) -> None:
     exact = ramp[sound[first] - 1 :][: len(sound) - first].astype(int)
     assert np.array_equal(sound[first : first + len(exact)], exact), "samples are those of the file"
     steps = np.diff([run.start_ns for run in runs]) / NS
-    assert abs(np.median(steps) - 0.1) < 0.01, steps
+    assert np.abs(steps - 0.1).max() < 0.01, steps
     assert -0.2 < late_s[0] < 1.0, late_s
     keeps_promises(settings, clock, folder)
     keeps_promises(settings, clock, folder, isolated=True)

@@ -204,6 +204,7 @@ def test_a_report_lost_with_a_killed_broker_is_told_again(line: LineBroker, devi
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_alarms_do_not_wait_behind_a_backlog_which_goes_in_order_and_not_too_fast(
     line: LineBroker, tmp_path: Path
 ) -> None:
@@ -219,7 +220,7 @@ def test_alarms_do_not_wait_behind_a_backlog_which_goes_in_order_and_not_too_fas
     assert wait(lambda: 301 in hub.numbers())
     assert hub.numbers().index(301) < 250
     assert wait(lambda: device.outbox.messages == 0)
-    assert time.monotonic() - started > 1.5  # 300 at 100 a second, a second's worth of them at once
+    assert 1.5 < time.monotonic() - started < 6  # 300 at 100 a second, a second's worth of them at once
     assert [n for n in hub.numbers() if n != 301] == list(range(1, 301))
     device.stop()
     hub.close()

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,13 +24,13 @@ PLANTS = {
     "pages of the outbox damaged, agent running",
 }
 QUICK = {"silent microphone"}
-PATIENCE_S = 35.0
+MARKS = {name: [] for name in QUICK} | {"network camera unplugged": [pytest.mark.slow, pytest.mark.alone]}
 WANTED = [row for row in ROWS if not row.slow or row.name in PLANTS]
 
 
 @pytest.mark.parametrize(
     "fault",
-    [pytest.param(row, marks=() if row.name in QUICK else pytest.mark.slow) for row in WANTED],
+    [pytest.param(row, marks=MARKS.get(row.name, [pytest.mark.slow])) for row in WANTED],
     ids=[row.name for row in WANTED],
 )
 def test_what_must_hold_holds(fault: Fault, tmp_path: Path) -> None:
@@ -39,8 +38,7 @@ def test_what_must_hold_holds(fault: Fault, tmp_path: Path) -> None:
         found = fault.run(tmp_path, min(fault.strikes, FEW))
     except Unavailable as error:
         pytest.skip(str(error))
-    # In how many seconds all is as before is measured by `make faults`, with nothing beside it.
-    assert replace(fault, within_s=fault.within_s and PATIENCE_S).kept(found) == ""
+    assert fault.kept(found) == ""
 
 
 def test_there_are_thirty_and_each_has_a_name_of_its_own() -> None:
